@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+.PHONY: run test check bench engine lock clean
+
+run: $(VENV)/.installed  ## the proxy in front of the embedded emulator, ready for any OpenAI client
+	$(BIN)/specbreaker serve $(ARGS)
+
+test: $(VENV)/.installed  ## everything but the real engine
+	$(BIN)/pytest -n auto --dist worksteal -m "not engine" $(ARGS)
+
+check: $(VENV)/.installed  ## style, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed  ## beside nginx, HAProxy, vllm-router and LiteLLM: docs/results/overhead.md
+	tests/bench/run.sh $(ARGS)
+
+engine: $(VENV)/.installed  ## a real vLLM with DFlash on this CPU, and the end-to-end tests against it
+	tests/engine/setup.sh install
+	$(BIN)/pytest -m engine $(ARGS)
+
+$(VENV)/.installed: requirements-dev.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --require-hashes -r requirements-dev.lock
+	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+lock:  ## resolve the versions again (needs uv)
+	uv pip compile -q pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links -o requirements-dev.lock
+	uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links -c requirements-dev.lock -o requirements.lock
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,62 @@
+"""What a backend's detector says of it, and what has happened to it so far."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Phase(StrEnum):
+    """Phase of a backend."""
+
+    HEALTHY = "healthy"
+    TRANSITION = "transition"
+    COLLAPSED = "collapsed"
+    RECOVERING = "recovering"
+
+
+class Cause(StrEnum):
+    """What a degradation is blamed on."""
+
+    ACCEPTANCE_COLLAPSE = "acceptance_collapse"
+    SPECULATION_OFF = "speculation_off"
+    STEP_INFLATION = "step_inflation"
+    QUEUEING = "queueing"
+    LONG_CONTEXT = "long_context"
+    CONTENT = "content"
+    DEGENERATE_OUTPUT = "degenerate_output"
+    ARTEFACT = "artefact"
+    UNKNOWN = "unknown"
+
+
+class Episode(msgspec.Struct, kw_only=True):
+    """One collapse of one backend, in the units of ``specbreaker detect --json``. Request indices count from 0."""
+
+    onset_request: int
+    onset_step: int | None = None
+    """Verify step within the onset request at which the collapse began."""
+    detected_request: int
+    detected_step: int | None = None
+    """Verify step within the detecting request at which the alarm fired; None: at its end."""
+    end_request: int | None = None
+    """First request that was healthy again; None while the episode lasts."""
+    cause: Cause = Cause.UNKNOWN
+    acceptance_length: float | None = None
+    """Tokens per verify step over the episode."""
+    step_seconds: float | None = None
+    tokens_lost: float | None = None
+    """Tokens that the healthy rate would have produced in the episode's decode time and the episode did not."""
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of one backend after one update."""
+
+    phase: Phase = Phase.HEALTHY
+    cause: Cause | None = None
+    degraded: bool = False
+    """The next request should not go here if there is anywhere better."""
+    since: float | None = None
+    """Monotonic seconds at which this phase began."""
+    evidence: dict[str, float] = {}
+    """The numbers that decided, by name with unit (``acceptance_length``, ``reference_acceptance_length``, ...)."""

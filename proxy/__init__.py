@@ -1,0 +1,1 @@
+"""The reverse proxy: forwards, measures and switches."""

@@ -1,0 +1,1 @@
+"""Recorded sessions and the engine that is not there: store, formats, emulator."""

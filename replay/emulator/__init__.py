@@ -1,0 +1,1 @@
+"""A vLLM that is not there: wire-exact, speculating, collapsing on any clock."""
