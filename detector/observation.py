@@ -110,6 +110,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """Wall clock when the request arrived, seconds since 1970."""
     started: float
     """Monotonic seconds when the request arrived."""
+    sent: float | None = None
+    """Monotonic seconds when the request went to the backend: later than ``started`` by connecting and waiting here."""
     ended: float
     status: int | None = None
     ending: Ending = Ending.COMPLETE

@@ -1,0 +1,5 @@
+"""``python -m proxy`` is ``specbreaker``."""
+
+from proxy.cli import main
+
+main()

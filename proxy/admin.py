@@ -1,0 +1,160 @@
+"""The admin port: is it alive, is it ready, what does it measure, what does it think, and why."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+
+from proxy.control import Control, Watched, request_fields
+from proxy.gateway import Gateway
+from proxy.metrics import Metrics
+from proxy.recording import Recording
+from proxy.version import VERSION
+
+PAGE: Final = Path(__file__).with_name("page.html")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Admin:
+    """Handlers over snapshots; nothing here changes state."""
+
+    def __init__(self, control: Control, gateway: Gateway, metrics: Metrics, recording: Recording) -> None:
+        self._control = control
+        self._gateway = gateway
+        self._metrics = metrics
+        self._recording = recording
+        self._started_unix = time.time()
+
+    def app(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application(middlewares=[_errors])
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics_text)
+        app.router.add_get("/status", self._status)
+        app.router.add_get("/explain", self._explain)
+        app.router.add_get("/", self._page)
+        return app
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        if self._gateway.draining:
+            return web.json_response({"status": "draining"}, status=503)
+        if not any(watched.reachable for watched in self._control.watched.values()):
+            return web.json_response({"status": "no backend can be reached"}, status=503)
+        return web.json_response({"status": "ready"})
+
+    async def _metrics_text(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.text(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    async def _status(self, _: web.Request) -> web.Response:
+        return _json(self.status())
+
+    async def _explain(self, _: web.Request) -> web.Response:
+        return _json(self.explain())
+
+    async def _page(self, _: web.Request) -> web.Response:
+        return web.Response(
+            text=PAGE.read_text(encoding="utf-8"),
+            content_type="text/html",
+            headers={
+                "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; "
+                "style-src 'unsafe-inline'; connect-src 'self'"
+            },
+        )
+
+    def status(self) -> dict[str, Any]:
+        """What is known now."""
+        control = self._control
+        counts = self._recording.counts()
+        return {
+            "version": VERSION,
+            "uptime_seconds": round(time.time() - self._started_unix, 1),
+            "mode": control.policy.mode,
+            "serving": [backend.name for backend in self._gateway.routing.order],
+            "policy_state": control.state.state,
+            "in_flight": self._gateway.in_flight,
+            "backends": {name: _backend(watched) for name, watched in control.watched.items()},
+            "recording": None if counts is None else msgspec.to_builtins(counts),
+        }
+
+    def explain(self) -> dict[str, Any]:
+        """Why traffic goes where it goes, in words and numbers."""
+        control = self._control
+        return {
+            "serving": self._gateway.routing.order[0].name,
+            "mode": control.policy.mode,
+            "policy_state": control.state.state,
+            "last_decision": control.last_decision,
+            "last_decision_unix": control.last_decision_at,
+            "next_canary_in_seconds": (
+                None if control.state.wake_at is None else round(max(0.0, control.state.wake_at - time.monotonic()), 3)
+            ),
+            "backends": {
+                name: {
+                    "phase": watched.watch.verdict.phase,
+                    "degraded": watched.watch.verdict.degraded,
+                    "cause": watched.watch.verdict.cause,
+                    "evidence": watched.watch.verdict.evidence,
+                    "reference": msgspec.to_builtins(watched.watch.reference),
+                    "reachable": watched.reachable,
+                }
+                for name, watched in control.watched.items()
+            },
+            "policy": msgspec.to_builtins(control.policy),
+        }
+
+
+def _backend(watched: Watched) -> dict[str, Any]:
+    verdict = watched.watch.verdict
+    sample = watched.sample
+    return {
+        "url": watched.backend.settings.url,
+        "role": watched.backend.settings.role,
+        "generation": watched.backend.generation,
+        "engine_version": watched.version,
+        "reachable": watched.reachable,
+        "phase": verdict.phase,
+        "degraded": verdict.degraded,
+        "cause": verdict.cause,
+        "in_flight": len(watched.backend.exchanges),
+        "requests": watched.backend.begun,
+        "num_speculative_tokens": sample.num_speculative_tokens if sample is not None else None,
+        "engine": msgspec.to_builtins(sample) if sample is not None else None,
+        "reference": msgspec.to_builtins(watched.watch.reference),
+        "last_request": request_fields(watched.last) if watched.last is not None else None,
+        "episodes": msgspec.to_builtins(watched.watch.episodes[-20:]),
+    }
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=msgspec.json.encode(_finite(value)), content_type="application/json")
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities are not JSON."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPNotFound:
+        known = "/healthz /readyz /metrics /status /explain"
+        return web.json_response({"error": f"{request.path}: no such page; there are {known}"}, status=404)

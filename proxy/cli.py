@@ -1,0 +1,164 @@
+"""The command line. Exit status: 0 done, 1 a finding that was asked for, 2 bad input, 3 upstream unreachable."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import click
+import msgspec
+import uvloop
+from replay.emulator.cli import emulate_command
+
+from proxy import config, doctor, logs
+from proxy.serve import Proxy, describe, serve
+from proxy.version import VERSION
+from replay.detect import detect_command
+
+
+class _Group(click.Group):
+    """Turns the errors that a user can mend into one line and exit status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except config.ConfigError as error:
+            click.echo(f"specbreaker: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="specbreaker")
+def main() -> None:
+    """A circuit breaker for speculative decoding: an OpenAI-compatible proxy in front of vLLM."""
+
+
+config_file = click.option("--config", "path", metavar="FILE", help="TOML file; see `specbreaker config show`.")
+
+
+@main.command("serve")
+@config_file
+@click.option("--upstream", metavar="URL", help="The engine to watch. Default: an embedded emulator with a cycle.")
+@click.option("--fallback", metavar="URL", help="Where requests go while the engine is degraded (with --mode act).")
+@click.option("--listen", metavar="HOST:PORT", help="Serving port [default: 127.0.0.1:8900].")
+@click.option("--admin", metavar="HOST:PORT", help="Admin port [default: 127.0.0.1:8901].")
+@click.option("--record", metavar="DIR", help="Write session files there.")
+@click.option("--mode", type=click.Choice(["observe", "advise", "act"]), help="[default: observe; demo: act]")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="[default: text]")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
+def serve_command(path: str | None, upstream: str | None, fallback: str | None, **flags: str | None) -> None:
+    """Forward, measure and, if told to, switch.
+
+    Without an engine this starts a demonstration: the published collapse cycle, emulated, with a fallback beside it.
+    """
+    doctor.check_names()
+    values = {_FLAGS[name]: value for name, value in flags.items()}
+    backends = _backends(upstream, fallback)
+    settings = config.load(path, environment=os.environ, flags={**values, "backends": backends})
+    logs.set_up(settings.log)
+    if settings.backends:
+        _run(serve(settings, _announce))
+    else:
+        _run(_demonstrate(settings, path, values))
+
+
+_FLAGS = {
+    "listen": "server.listen",
+    "admin": "server.admin",
+    "record": "record.directory",
+    "mode": "policy.mode",
+    "log_format": "log.format",
+    "log_level": "log.level",
+}
+
+
+def _backends(upstream: str | None, fallback: str | None) -> list[dict[str, str]] | None:
+    if upstream is None:
+        if fallback is not None:
+            raise config.ConfigError("--fallback needs --upstream")
+        return None
+    backends = [{"name": "primary", "url": upstream, "role": "primary"}]
+    if fallback is not None:
+        backends.append({"name": "fallback", "url": fallback, "role": "fallback"})
+    return backends
+
+
+def _run(main_coroutine: Any) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main_coroutine)
+
+
+async def _demonstrate(settings: config.Config, path: str | None, values: dict[str, Any]) -> None:
+    async with _emulators() as urls:
+        flags = {**values, "policy.mode": values.get("policy.mode") or "act", "backends": _backends(*urls)}
+        settings = config.load(path, environment=os.environ, flags=flags)
+        click.echo("no --upstream: a demonstration with an emulated engine that collapses as published", err=True)
+        await serve(settings, _announce)
+
+
+@contextlib.asynccontextmanager
+async def _emulators() -> AsyncIterator[tuple[str, str]]:
+    from replay.emulator import Emulator, serving  # only the demonstration needs it
+
+    async with serving(Emulator("published")) as primary, serving(Emulator("fallback")) as fallback:
+        yield primary, fallback
+
+
+def _announce(proxy: Proxy) -> None:
+    policy = proxy.control.policy
+    click.echo(f"ready: base_url {proxy.url}/v1 (any OpenAI client), admin {proxy.admin_url}/", err=True)
+    if policy.fallback is not None and policy.mode != "act":
+        click.echo(f"mode {policy.mode}: nothing is switched; --mode act does it", err=True)
+
+
+@main.group("config")
+def config_group() -> None:
+    """Check, show and describe the configuration."""
+
+
+@config_group.command("check")
+@click.argument("path", metavar="FILE")
+def config_check(path: str) -> None:
+    """Say whether a configuration file can be used."""
+    settings = config.load(path, environment=os.environ, flags={})
+    if not settings.backends:
+        raise config.ConfigError(f"{path}: backends: none is configured")
+    click.echo(f"{path}: ok, {len(settings.backends)} backend(s), mode {settings.policy.mode}")
+
+
+@config_group.command("show")
+@config_file
+def config_show(path: str | None) -> None:
+    """Print the configuration in force, defaults and environment included, as JSON."""
+    click.echo(describe(config.load(path, environment=os.environ, flags={})))
+
+
+@config_group.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of the configuration file."""
+    click.echo(msgspec.json.format(msgspec.json.encode(config.json_schema())).decode())
+
+
+@main.command("doctor")
+@config_file
+def doctor_command(path: str | None) -> None:
+    """Check this installation and, with a configuration, its engines."""
+    settings = config.load(path, environment=os.environ, flags={})
+    findings: list[str] = asyncio.run(doctor.examine(settings))
+    for finding in findings:
+        click.echo(finding)
+    if any(finding.startswith("unreachable") for finding in findings):
+        sys.exit(3)
+    if any(not finding.startswith("ok") for finding in findings):
+        sys.exit(1)
+
+
+main.add_command(detect_command)
+main.add_command(emulate_command)
+
+if __name__ == "__main__":
+    main()

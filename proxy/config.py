@@ -1,0 +1,245 @@
+"""The configuration: every key with its unit and default, read from TOML, the environment and flags.
+
+A flag beats an environment variable, which beats the file. Unknown keys are refused with their path. Environment
+variables are named ``SPECBREAKER_<SECTION>__<KEY>`` (``SPECBREAKER_POLICY__MODE=act``); lists of tables have none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+ENVIRONMENT_PREFIX = "SPECBREAKER_"
+
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Bytes = Annotated[int, msgspec.Meta(ge=1024)]
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message is one line that names the place and the way out."""
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the configuration."""
+
+
+class Server(Section, frozen=True):
+    """The two ports, and what the serving port accepts."""
+
+    listen: str = "127.0.0.1:8900"
+    """HOST:PORT of the serving port: what clients use as base_url (with /v1)."""
+    admin: str = "127.0.0.1:8901"
+    """HOST:PORT of the admin port: /healthz /readyz /metrics /status /explain."""
+    api_key_file: str | None = None
+    """File of accepted client keys, one per line. None: the engine's own key check is the only one."""
+    tls_certificate_file: str | None = None
+    """PEM certificate chain of the serving port. None: plain HTTP."""
+    tls_key_file: str | None = None
+    """PEM private key of the serving port."""
+    allow_control_routes: tuple[str, ...] = ()
+    """Engine control routes (such as "/reset_prefix_cache") that clients may reach. All others are refused with 403."""
+    max_inspected_body_bytes: Bytes = 32 * 1024 * 1024
+    """A JSON request is read whole up to here, to measure its answer; a longer one passes unread and unmeasured."""
+    max_head_bytes: Bytes = 65536
+    """A request head longer than this gets 431."""
+    head_timeout_seconds: Seconds = 30.0
+    """A connection that has not sent a whole request head by then is closed."""
+    keep_alive_seconds: Seconds = 75.0
+    """An idle client connection is closed after this."""
+    client_stall_seconds: Seconds = 300.0
+    """A client that neither reads its answer nor sends its body for this long is disconnected."""
+    drain_delay_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """After SIGTERM, how long /readyz says 503 before new connections are refused. Behind a balancer: 5."""
+    drain_seconds: Seconds = 300.0
+    """After that, how long running answers may take to finish."""
+
+
+class Backend(Section, frozen=True):
+    """One engine."""
+
+    name: str
+    """Label in metrics, logs and the x-specbreaker-backend header."""
+    url: str
+    """http(s)://HOST:PORT of the engine, without /v1."""
+    role: Literal["primary", "fallback"] = "primary"
+    """One primary; fallbacks in the order in which they should be tried."""
+    api_key_env: str | None = None
+    """Environment variable with the key for this engine. None: the client's Authorization is passed on."""
+    metrics: bool = True
+    """Read the engine's /metrics."""
+    connect_timeout_seconds: Seconds = 5.0
+    """Longest wait for a connection; after it the next backend is tried."""
+    first_byte_timeout_seconds: Seconds = 600.0
+    """Longest wait from the whole request to the first byte of the answer: queue and prefill, and all of an answer
+    that is not streamed."""
+    idle_timeout_seconds: Seconds = 60.0
+    """Longest silence inside an answer."""
+    keep_alive_seconds: Seconds = 4.0
+    """Idle connections are used again for this long. vLLM closes them after 5 s, so stay below."""
+
+
+class Measure(Section, frozen=True):
+    """What is asked of the engine so that answers can be measured."""
+
+    ask_usage: bool = True
+    """Add stream_options.include_usage to streams, and remove the chunk that the client had not asked for."""
+    ask_token_counts: bool = False
+    """Also add continuous_usage_stats, and remove the counts: steps are then judged while the answer runs."""
+    scrape_seconds: Seconds = 5.0
+    """How often an engine's /metrics is read."""
+    interval_seconds: Seconds = 0.05
+    """How often the streams that run are read."""
+
+
+class Policy(Section, frozen=True):
+    """When traffic moves."""
+
+    mode: Literal["observe", "advise", "act"] = "observe"
+    """observe: say what would be done. advise: the same as a warning. act: do it."""
+    dwell_seconds: Seconds = 2.0
+    """After a switch, how long the fallback serves before the first canary is sent to the primary."""
+    max_backoff_seconds: Seconds = 60.0
+    """Failed canaries double the wait up to here."""
+    canary_max_tokens: Annotated[int, msgspec.Meta(ge=16)] = 96
+    """Tokens that a canary asks the primary for."""
+    canary_prompt: str = "Write the numbers from one to one hundred as words, separated by commas."
+    """What a canary asks. Its answer goes nowhere."""
+    canary_timeout_seconds: Seconds = 60.0
+    """A canary that is not done by then has failed."""
+
+
+class Record(Section, frozen=True):
+    """Session files."""
+
+    directory: str | None = None
+    """Where session files are written. None: nothing is recorded."""
+    content: Literal["none", "hash", "text"] = "none"
+    """none: lengths only. hash: keyed hashes of prompt blocks. text: prompts in the clear; know what you do."""
+    max_file_bytes: Bytes = 64 * 1024 * 1024
+    """A file is sealed and a new one begun at this size."""
+    max_file_seconds: Seconds = 86400.0
+    """... or this age."""
+
+
+class Log(Section, frozen=True):
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """info: switches, phases, failures. debug: a line per request as well."""
+    format: Literal["text", "json"] = "text"
+    """text for people, json for machines."""
+
+
+class Config(Section, frozen=True):
+    """All of it."""
+
+    server: Server = msgspec.field(default_factory=Server)
+    backends: tuple[Backend, ...] = ()
+    measure: Measure = msgspec.field(default_factory=Measure)
+    policy: Policy = msgspec.field(default_factory=Policy)
+    record: Record = msgspec.field(default_factory=Record)
+    log: Log = msgspec.field(default_factory=Log)
+
+
+def load(path: str | None, *, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
+    """Read the file (if any), then environment, then flags ({"section.key": value}; None values are not set).
+
+    Raises ConfigError.
+    """
+    tree: dict[str, Any] = {}
+    origin = "flags and environment"
+    if path is not None:
+        origin = path
+        tree = _read_file(path)
+    for name, value in sorted(environment.items()):
+        if name.startswith(ENVIRONMENT_PREFIX) and "__" in name:
+            section, key = name[len(ENVIRONMENT_PREFIX) :].lower().split("__", 1)
+            _put(tree, section, key, value, name)
+    for name, value in flags.items():
+        if value is not None:
+            section, _, key = name.partition(".")
+            if key:
+                _put(tree, section, key, value, f"flag for {name}")
+            else:
+                tree[section] = value
+    config = _convert(tree, origin)
+    _check(config, origin)
+    return config
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+
+
+def _put(tree: dict[str, Any], section: str, key: str, value: Any, origin: str) -> None:
+    table = tree.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{origin}: {section} is not a table of single values")
+    table[key] = value
+
+
+def _convert(tree: dict[str, Any], origin: str) -> Config:
+    try:
+        return msgspec.convert(tree, Config, strict=False)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$")
+        field = re.search(r"unknown field `([^`]*)`", message)
+        place = place.rstrip("`").lstrip(".")
+        if field:
+            where = f"{place}.{field[1]}" if place else field[1]
+            raise ConfigError(f"{origin}: {where}: no such key (see `specbreaker config show`)") from None
+        raise ConfigError(f"{origin}: {place or 'top level'}: {message}") from None
+
+
+def _check(config: Config, origin: str) -> None:
+    names: set[str] = set()
+    for index, backend in enumerate(config.backends):
+        place = f"{origin}: backends[{index}]"
+        parts = urlsplit(backend.url)
+        try:
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ConfigError(f'{place}.url: not a URL: "{backend.url}" (write http://HOST:PORT)')
+        if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
+            raise ConfigError(f'{place}.url: only scheme, host and port: "{backend.url}" (clients add the path)')
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", backend.name):
+            raise ConfigError(f'{place}.name: "{backend.name}": use letters, digits, ".", "_" and "-"')
+        if backend.name in names:
+            raise ConfigError(f'{place}.name: "{backend.name}" is used twice')
+        names.add(backend.name)
+        if backend.api_key_env is not None and not os.environ.get(backend.api_key_env):
+            raise ConfigError(f"{place}.api_key_env: the variable {backend.api_key_env} is not set")
+    if config.backends and sum(backend.role == "primary" for backend in config.backends) != 1:
+        raise ConfigError(f'{origin}: backends: exactly one must have role = "primary"')
+    for key in ("listen", "admin"):
+        parse_address(getattr(config.server, key), f"{origin}: server.{key}")
+    if (config.server.tls_certificate_file is None) != (config.server.tls_key_file is None):
+        raise ConfigError(f"{origin}: server: tls_certificate_file and tls_key_file go together")
+
+
+def parse_address(text: str, place: str = "address") -> tuple[str, int]:
+    """Split HOST:PORT ("[::1]:8900" for IPv6). Raises ConfigError."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f'{place}: not HOST:PORT: "{text}"')
+    return host, int(port)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the configuration file, for editors."""
+    return msgspec.json.schema(Config)

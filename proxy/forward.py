@@ -1,0 +1,412 @@
+"""The hot path: one request through one backend, bytes as they are.
+
+An Exchange is driven by callbacks of two connections and holds no task while it runs. It never waits for the detector:
+it leaves (time, bytes) with its Tap and goes on. After the response head nothing is decoded and encoded again, except
+where a chunk that the client had not asked for is taken out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from detector.observation import Ending, RequestFacts
+from detector.tap.http1 import (
+    LAST_CHUNK,
+    MAX_HEAD_BYTES,
+    BodyFraming,
+    ChunkedFraming,
+    InvalidHTTP,
+    ResponseHead,
+    chunk,
+    parse_response_head,
+)
+from detector.tap.removal import UsageRemover
+from detector.tap.request import SplicedBody, ask_usage, read_request
+from proxy import messages
+from proxy.upstream import Backend, UpstreamConnection
+
+if TYPE_CHECKING:
+    from proxy.gateway import Gateway
+    from proxy.measure import Tap
+    from proxy.server import ClientConnection
+
+IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+NEVER: Final = float("inf")
+
+
+class Exchange:
+    """One request, the connection it is on, and how far its answer has come."""
+
+    def __init__(self, gateway: Gateway, client: ClientConnection, request: messages.Request) -> None:
+        self.gateway = gateway
+        self.client = client
+        self.request = request
+        self.backend: Backend | None = None
+        self.tap: Tap | None = None
+        self.deadline = NEVER
+        self.over = False
+        self.head: ResponseHead | None = None
+        self.body: bytes | None = None
+        self._splice: SplicedBody | None = None
+        self._candidates: Iterator[Backend] = iter(())
+        self._connection: UpstreamConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._upload: list[bytes] = []
+        self._retried = False
+        self._reading_paused_at: float | None = None
+        # the answer
+        self._head_bytes = b""
+        self._chunks: ChunkedFraming | None = None
+        self._left = 0
+        self._remover: UsageRemover | None = None
+        self._chunked_out = False
+        self._close_after = False
+        self._ends_with_blank_line = True
+
+    # ---- the request -------------------------------------------------------------------------------------------------
+
+    def begin(self, body: bytes | None) -> None:
+        """Choose a backend and send. body None: it follows through upload()."""
+        self.body = body
+        facts: RequestFacts | None = None
+        if body is not None and self.gateway.measures(self.request):
+            facts = read_request(self.request.path, body)
+            measure = self.gateway.settings.measure
+            if measure.ask_usage:
+                self._splice = ask_usage(body, facts, token_counts=measure.ask_token_counts)
+            self.tap = self.gateway.measurement.begin(self, facts)
+        self._candidates = iter(self.gateway.routing.candidates())
+        self._try_next(None)
+
+    def upload(self, data: bytes) -> None:
+        """A piece of a streamed request body."""
+        if self.over:
+            return
+        piece = chunk(data) if self.request.transfer_encoded else data
+        if self._connection is None:
+            self._upload.append(piece)
+            self.client.pause_reading()
+        else:
+            self._connection.transport.write(piece)
+            self.deadline = time.monotonic() + self.gateway.settings.server.client_stall_seconds
+
+    def upload_end(self) -> None:
+        """The whole streamed request body has arrived."""
+        if self.over:
+            return
+        if self.request.transfer_encoded:
+            if self._connection is None:
+                self._upload.append(LAST_CHUNK)
+            else:
+                self._connection.transport.write(LAST_CHUNK)
+        if self._connection is not None:
+            self._await_first_byte(self._connection.backend)
+
+    def upload_paused(self) -> None:
+        """The engine reads slower than the client sends."""
+        self.client.pause_reading()
+
+    def upload_resumed(self) -> None:
+        """The engine reads again."""
+        self.client.resume_reading()
+
+    def _try_next(self, failure: str | None) -> None:
+        for backend in self._candidates:
+            connection = backend.acquire()
+            if connection is not None:
+                self._send(backend, connection)
+            else:
+                self._connecting = asyncio.get_running_loop().create_task(self._connect(backend))
+            return
+        message = failure or "no backend is configured for this request"
+        self.fail(502, message, "BadGatewayError", Ending.CONNECT_FAILED)
+
+    async def _connect(self, backend: Backend) -> None:
+        try:
+            connection = await backend.connect()
+        except (OSError, TimeoutError) as error:
+            # Nothing of the request was sent, so the next backend may have it.
+            self.gateway.unreachable(backend, error)
+            reason = str(error) or f"no connection within {backend.settings.connect_timeout_seconds:g} s"
+            self._try_next(f"backend {backend.name} cannot be reached: {reason}")
+        else:
+            self._send(backend, connection)
+
+    def _send(self, backend: Backend, connection: UpstreamConnection) -> None:
+        self.backend = backend
+        self._connection = connection
+        connection.exchange = self
+        body = self._splice.body if self._splice is not None else self.body
+        head = messages.request_head(
+            self.request,
+            netloc=backend.netloc,
+            authorization=backend.authorization,
+            keep_authorization=not self.gateway.has_own_keys,
+            client_host=self.client.host,
+            scheme=self.client.scheme,
+            body_length=len(body) if body is not None else None,
+        )
+        backend.exchanges.add(self)
+        backend.begun += 1
+        if self.tap is not None:
+            self.tap.sent(backend)
+        if body is not None:
+            connection.transport.write(head + body if len(body) < 65536 else head)
+            if len(body) >= 65536:
+                connection.transport.write(body)
+            self._await_first_byte(backend)
+            return
+        connection.transport.write(head)
+        for piece in self._upload:
+            connection.transport.write(piece)
+        self._upload.clear()
+        self.client.resume_reading()
+        if self.request.complete:
+            self._await_first_byte(backend)
+        else:
+            self.deadline = time.monotonic() + self.gateway.settings.server.client_stall_seconds
+
+    def _await_first_byte(self, backend: Backend) -> None:
+        self.deadline = time.monotonic() + backend.settings.first_byte_timeout_seconds
+
+    # ---- the answer --------------------------------------------------------------------------------------------------
+
+    def upstream_data(self, data: bytes) -> None:
+        """Bytes from the engine."""
+        now = time.monotonic()
+        assert self.backend is not None
+        self.deadline = now + self.backend.settings.idle_timeout_seconds
+        try:
+            if self.head is None:
+                self._read_head(data, now)
+            elif self.head.status == 101:
+                self.client.write(data)
+            else:
+                self._relay(data, now)
+        except InvalidHTTP as error:
+            self.fail(502, f"backend {self.backend.name}: {error}", "BadGatewayError", Ending.UPSTREAM_INVALID)
+
+    def _read_head(self, data: bytes, now: float) -> None:
+        self._head_bytes += data
+        end = self._head_bytes.find(b"\r\n\r\n")
+        if end < 0:
+            if len(self._head_bytes) > MAX_HEAD_BYTES:
+                raise InvalidHTTP("a response head without an end")
+            return
+        rest = self._head_bytes[end + 4 :]
+        head = parse_response_head(self._head_bytes[:end], self.request.method)
+        self._head_bytes = b""
+        if head.status == 101 and self.request.upgrade:
+            self.head = head
+            self.deadline = NEVER
+            self.client.tunnel(messages.switching_head(head) + rest)
+            return
+        if head.status < 200:
+            if rest:
+                self._read_head(rest, now)
+            return
+        self._start_answer(head, now)
+        if head.framing is BodyFraming.NONE or (head.framing is BodyFraming.LENGTH and not self._left):
+            self._complete(now, excess=bool(rest))
+        elif rest:
+            self._relay(rest, now)
+
+    def _start_answer(self, head: ResponseHead, now: float) -> None:
+        assert self.backend is not None
+        self.head = head
+        if self.tap is not None:
+            self.tap.head(now, head)
+        if self._splice is not None and head.status == 200 and head.event_stream:
+            self._remover = UsageRemover(self._splice.remove_usage_chunk, self._splice.remove_event_usage)
+        if head.framing is BodyFraming.CHUNKED:
+            self._chunks = ChunkedFraming()
+        self._left = head.content_length or 0
+        has_body = head.framing is not BodyFraming.NONE
+        reframed = self._remover is not None or head.framing is not BodyFraming.LENGTH
+        self._chunked_out = has_body and reframed and not self.request.http_1_0
+        self._close_after = has_body and reframed and self.request.http_1_0
+        close = self._close_after or not self.client.may_keep_alive(self.request)
+        self.client.write(
+            messages.response_head(
+                head,
+                backend=self.backend.name,
+                phase=self.gateway.routing.phase(self.backend),
+                request_id=self.request.request_id,
+                chunked=self._chunked_out,
+                close=close,
+            )
+        )
+
+    def _relay(self, data: bytes, now: float) -> None:
+        """Pass on what belongs to the body, mark it for the measurement, see its end."""
+        chunks = self._chunks
+        if chunks is not None:
+            whole_before = chunks.at_boundary
+            payloads: list[bytes] = []
+            end = chunks.feed(data, payloads)
+            payload = payloads[0] if len(payloads) == 1 else b"".join(payloads)
+            ended = end >= 0
+            excess = ended and end < len(data)
+            as_it_is = self._chunked_out and self._remover is None
+            if self._remover is not None and self._chunked_out and whole_before and chunks.at_boundary:
+                as_it_is = not ended and self._remover.clean(payload)
+            if as_it_is:
+                self.client.write(data[:end] if excess else data)
+            else:
+                self._write_payload(payload, ended)
+        else:
+            payload, ended, excess = data, False, False
+            assert self.head is not None
+            if self.head.framing is BodyFraming.LENGTH:
+                payload = data[: self._left]
+                self._left -= len(payload)
+                ended, excess = not self._left, len(data) > len(payload)
+            self._write_payload(payload, ended)
+        if payload:
+            self._ends_with_blank_line = payload.endswith(b"\n\n")
+            if self.tap is not None:
+                self.tap.mark(now, payload)
+        if ended:
+            self._complete(now, excess=excess)
+
+    def _write_payload(self, payload: bytes, ended: bool) -> None:
+        if self._remover is not None:
+            payload = self._remover.feed(payload) + (self._remover.end() if ended else b"")
+        if self._chunked_out:
+            payload = chunk(payload) + (LAST_CHUNK if ended else b"")
+        if payload:
+            self.client.write(payload)
+
+    def _complete(self, now: float, *, excess: bool) -> None:
+        connection, head = self._connection, self.head
+        assert connection is not None
+        assert head is not None
+        self._finish(now, Ending.COMPLETE)
+        if head.keep_alive and not excess and self.request.complete:
+            connection.backend.release(connection)
+        else:
+            connection.transport.abort()
+        self.client.answered(close=self._close_after or not self.request.complete)
+
+    # ---- what goes wrong ---------------------------------------------------------------------------------------------
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        """The engine closed the connection."""
+        assert self._connection is not None
+        assert self.backend is not None
+        head = self.head
+        if head is not None and head.status == 101:
+            self._finish(time.monotonic(), Ending.COMPLETE)
+            self.client.close()
+        elif head is not None and head.framing is BodyFraming.CLOSE and error is None:
+            self._write_payload(b"", ended=True)
+            self._complete(time.monotonic(), excess=True)
+        elif head is None and not self._head_bytes and self._may_send_again():
+            self._retried = True
+            self.backend.exchanges.discard(self)
+            self._connecting = asyncio.get_running_loop().create_task(self._connect(self.backend))
+        else:
+            where = "in the middle of the answer" if head is not None else "before answering"
+            again = "" if head is not None else "; not sent again, because it may have been acted on"
+            message = f"backend {self.backend.name} closed the connection {where}{again}"
+            self.fail(502, message, "BadGatewayError", Ending.UPSTREAM_CLOSED)
+
+    def _may_send_again(self) -> bool:
+        """A kept connection that was closed under a request without side effects: the engine never saw it."""
+        assert self._connection is not None
+        idempotent = self.request.method in IDEMPOTENT and not self.request.has_body
+        return self._connection.reused and idempotent and not self._retried
+
+    def sweep(self, now: float) -> None:
+        """Called a few times a second: end what has been silent for too long."""
+        if now < self.deadline:
+            return
+        if self._reading_paused_at is not None or (self.backend is not None and not self.request.complete):
+            self._finish(now, Ending.CLIENT_GONE)
+            self._hang_up()
+            self.client.abort()
+            return
+        assert self.backend is not None
+        settings = self.backend.settings
+        if self.head is None:
+            what = f"did not answer within {settings.first_byte_timeout_seconds:g} s"
+        else:
+            what = f"was silent for {settings.idle_timeout_seconds:g} s in the middle of the answer"
+        self.fail(504, f"backend {self.backend.name} {what}", "GatewayTimeoutError", Ending.UPSTREAM_TIMEOUT)
+
+    def fail(self, status: int, message: str, kind: str, ending: Ending) -> None:
+        """End the answer with a clear error, in the way that is left to us."""
+        if self.over:
+            return
+        self._finish(time.monotonic(), ending)
+        self._hang_up()
+        if self.head is None:
+            self.client.respond(status, message, kind, close=not self.request.complete)
+        elif self.head.event_stream and self._can_add_event():
+            event = (b"" if self._ends_with_blank_line else b"\n\n") + messages.error_event(status, message, kind)
+            if self._chunked_out:
+                event = chunk(event) + LAST_CHUNK
+            self.client.write(event)
+            self.client.answered(close=True)
+        else:
+            self.client.abort()
+
+    def _can_add_event(self) -> bool:
+        if self._chunked_out:
+            return self._remover is not None or self._chunks is None or self._chunks.at_boundary
+        return self._close_after
+
+    def client_gone(self) -> None:
+        """The client hung up: so do we, and the engine stops working for nobody."""
+        if not self.over:
+            self._finish(time.monotonic(), Ending.CLIENT_GONE)
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._connection is not None:
+            self._connection.exchange = None
+            self._connection.transport.abort()
+
+    def _finish(self, now: float, ending: Ending) -> None:
+        self.over = True
+        self.deadline = NEVER
+        if self._connection is not None:
+            self._connection.exchange = None
+        if self.backend is not None:
+            self.backend.exchanges.discard(self)
+        if self._reading_paused_at is not None:
+            self.client_reads(now)
+        self.gateway.finished(self, now, ending)
+
+    # ---- a client that reads slowly ----------------------------------------------------------------------------------
+
+    def client_stalls(self, now: float) -> None:
+        """The client's buffer is full: stop reading from the engine, so that memory stays bounded."""
+        if self._connection is not None and not self.over:
+            self._reading_paused_at = now
+            self._connection.transport.pause_reading()
+            self.deadline = now + self.gateway.settings.server.client_stall_seconds
+
+    def client_reads(self, now: float) -> None:
+        """The client took what was waiting."""
+        if self._reading_paused_at is None or self._connection is None:
+            return
+        if self.tap is not None:
+            self.tap.paused(self._reading_paused_at, now)
+        self._reading_paused_at = None
+        if not self._connection.transport.is_closing():
+            self._connection.transport.resume_reading()
+        if not self.over and self.backend is not None:
+            self.deadline = now + self.backend.settings.idle_timeout_seconds
+
+    # ---- a tunnel (WebSocket) ----------------------------------------------------------------------------------------
+
+    def tunnel_data(self, data: bytes) -> None:
+        """Bytes from the client after the engine switched protocols."""
+        if self._connection is not None:
+            self._connection.transport.write(data)

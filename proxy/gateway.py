@@ -1,0 +1,104 @@
+"""What the hot path shares: settings, the current routing table, who is connected, and where facts go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Final
+
+from detector.observation import Ending
+from proxy.config import Config
+from proxy.events import Events, Unreachable
+from proxy.forward import Exchange
+from proxy.gate import Gate, Refusal
+from proxy.measure import Measurement
+from proxy.messages import Request
+from proxy.metrics import Metrics
+from proxy.routing import Routing
+from proxy.server import ClientConnection
+from proxy.upstream import Backend
+
+SWEEP_SECONDS: Final = 0.25
+MEASURED_PATHS: Final = ("/chat/completions", "/completions", "/responses", "/messages", "/inference/v1/generate")
+
+log = logging.getLogger("specbreaker.forward")
+
+
+class Gateway:
+    """Context of every exchange. Reads snapshots; changes nothing but counters and sets of what is in flight."""
+
+    def __init__(
+        self,
+        settings: Config,
+        gate: Gate,
+        backends: tuple[Backend, ...],
+        measurement: Measurement,
+        metrics: Metrics,
+        events: Events,
+    ) -> None:
+        self.settings = settings
+        self.backends = backends
+        self.measurement = measurement
+        self.routing = Routing((), {})
+        self.connections: set[ClientConnection] = set()
+        self.draining = False
+        self.drained = asyncio.Event()
+        """Set when a request ends while draining and no other is in flight."""
+        self._gate = gate
+        self._metrics = metrics
+        self._events = events
+
+    @property
+    def has_own_keys(self) -> bool:
+        """Clients prove themselves to the proxy, so their key is not the engine's."""
+        return bool(self._gate.keys)
+
+    def refusal(self, request: Request) -> Refusal | None:
+        """Why a request may not pass, or None."""
+        refusal = self._gate.refusal(request)
+        if refusal is not None:
+            self._metrics.refused(refusal[0])
+        return refusal
+
+    def measures(self, request: Request) -> bool:
+        """Whether the answer to this request can be measured, so that its body is worth reading."""
+        if request.method != b"POST" or not request.path.endswith(MEASURED_PATHS):
+            return False
+        return b"json" in (request.field(b"content-type") or b"").lower()
+
+    def unreachable(self, backend: Backend, error: Exception) -> None:
+        """A connection failed."""
+        self._metrics.connect_failed(backend.name)
+        self._events.put(Unreachable(backend.name, f"cannot be reached: {error or type(error).__name__}"))
+
+    def finished(self, exchange: Exchange, at: float, ending: Ending) -> None:
+        """An exchange is over."""
+        backend = exchange.backend.name if exchange.backend is not None else "none"
+        self._metrics.request(backend, exchange.head.status if exchange.head is not None else None, ending)
+        if exchange.tap is not None:
+            self.measurement.finish(exchange.tap, at, ending)
+        if ending.failed:
+            log.warning("request %s on %s: %s", exchange.request.request_id, backend, ending.replace("_", " "))
+
+    def request_ended(self) -> None:
+        """A connection has no request any more."""
+        if self.draining and not self.in_flight:
+            self.drained.set()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests being answered."""
+        return sum(connection.busy for connection in self.connections)
+
+    async def sweep(self) -> None:
+        """End what has been silent for too long, until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = time.monotonic()
+            for connection in tuple(self.connections):
+                connection.sweep(now)
+            for backend in self.backends:
+                for exchange in tuple(backend.exchanges):
+                    exchange.sweep(now)
+                backend.close_idle(backend.settings.keep_alive_seconds)

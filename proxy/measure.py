@@ -1,0 +1,203 @@
+"""Measuring beside the hot path: exchanges leave bytes with their times, this task reads them a few times a second.
+
+Nothing here can disturb an answer: a failure of measuring is counted, logged once, and the answer goes on unmeasured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+from detector.tap.meter import Meter
+
+from detector.observation import Ending, Observation, RequestFacts, SpeculationCounts, Step
+from detector.tap.http1 import ResponseHead
+from proxy.events import Events, Measured, Stepped
+from proxy.recording import Recording
+
+if TYPE_CHECKING:
+    from proxy.forward import Exchange
+    from proxy.messages import Request
+    from proxy.probes import Probe
+    from proxy.upstream import Backend
+
+MAX_HELD_BYTES: Final = 4 * 1024 * 1024
+"""An answer that brings more than this between two reads is read at once."""
+MAX_RECORDED_STEPS: Final = 8192
+"""Steps of one answer that are kept for the session file; the rest is counted."""
+
+log = logging.getLogger("specbreaker.measure")
+
+
+class Tap:
+    """What one exchange leaves for the measurement."""
+
+    def __init__(self, measurement: Measurement, request: Request, facts: RequestFacts) -> None:
+        self.request_id = request.request_id
+        self.facts = facts
+        self.started = time.monotonic()
+        self.started_unix = time.time()
+        self.backend: Backend | None = None
+        self.begun_number = 0
+        self.peak_in_flight = 1
+        self.meter: Meter | None = None
+        self.steps: list[Step] = []
+        self.steps_omitted = 0
+        self.response_bytes = 0
+        self.broken = False
+        self._measurement = measurement
+        self._marks: list[tuple[float, bytes]] = []
+        self._held = 0
+
+    def sent(self, backend: Backend) -> None:
+        """The request went to this backend (again, after a failed connection)."""
+        self.backend = backend
+        self.begun_number = backend.begun
+        self.meter = Meter(
+            self.facts,
+            request_id=self.request_id,
+            backend=backend.name,
+            generation=backend.generation,
+            started=self.started,
+            started_unix=self.started_unix,
+        )
+        self.meter.sent(time.monotonic())
+        in_flight = len(backend.exchanges)
+        for exchange in backend.exchanges:
+            if exchange.tap is not None and exchange.tap.peak_in_flight < in_flight:
+                exchange.tap.peak_in_flight = in_flight
+
+    def head(self, at: float, head: ResponseHead) -> None:
+        """The response head arrived."""
+        if self.meter is not None:
+            content_type = head.content_type.decode("latin-1")
+            self.meter.head(at, head.status, content_type, head.content_encoding.decode("latin-1"))
+
+    def mark(self, at: float, payload: bytes) -> None:
+        """A piece of the body, as the engine sent it, and when."""
+        self._marks.append((at, payload))
+        self._held += len(payload)
+        if self._held > MAX_HELD_BYTES:
+            self._measurement.read(self)
+
+    def paused(self, start: float, end: float) -> None:
+        """The engine was not read in between, because the client was slow."""
+        if self.meter is not None:
+            self.meter.paused(start, end)
+
+    def feed_meter(self) -> list[Step]:
+        """Give the meter what has arrived; return the new steps."""
+        marks, self._marks, self._held = self._marks, [], 0
+        meter = self.meter
+        if meter is None or not marks:
+            return []
+        for at, payload in marks:
+            self.response_bytes += len(payload)
+            meter.feed(at, payload)
+        steps = meter.drain_steps()
+        room = MAX_RECORDED_STEPS - len(self.steps)
+        self.steps.extend(steps[:room])
+        self.steps_omitted += max(0, len(steps) - room)
+        return steps
+
+
+class Measurement:
+    """Reads all taps, and turns finished ones into Observations."""
+
+    def __init__(self, events: Events, recording: Recording, interval_seconds: float) -> None:
+        self._events = events
+        self._recording = recording
+        self._interval_seconds = interval_seconds
+        self._running: set[Tap] = set()
+        self._finished: list[tuple[Tap, float, Ending]] = []
+        self._wake = asyncio.Event()
+        self._counting: set[asyncio.Task[None]] = set()
+        self.probes: dict[str, Probe] = {}
+        self.failures = 0
+
+    def begin(self, exchange: Exchange, facts: RequestFacts) -> Tap:
+        """Called by the hot path when a measurable request has arrived."""
+        tap = Tap(self, exchange.request, facts)
+        self._running.add(tap)
+        self._wake.set()
+        self._recording.request(exchange.request, facts, tap.started, exchange.body)
+        return tap
+
+    def finish(self, tap: Tap, at: float, ending: Ending) -> None:
+        """Called by the hot path when the answer has ended, in whatever way."""
+        self._running.discard(tap)
+        self._finished.append((tap, at, ending))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Read taps until cancelled."""
+        next_read = 0.0
+        while True:
+            try:
+                async with asyncio.timeout(self._interval_seconds if self._running else None):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            now = time.monotonic()
+            if now >= next_read:
+                next_read = now + self._interval_seconds
+                for tap in tuple(self._running):
+                    self.read(tap)
+            finished, self._finished = self._finished, []
+            for tap, at, ending in finished:
+                self._finish(tap, at, ending)
+
+    def read(self, tap: Tap) -> None:
+        """Read what has arrived of one answer."""
+        if tap.broken:
+            return
+        try:
+            steps = tap.feed_meter()
+        except Exception as error:  # noqa: BLE001 - measuring must never disturb an answer
+            self._broken(tap, error)
+            return
+        if steps and tap.backend is not None and any(step.tokens is not None for step in steps):
+            self._events.put(Stepped(tap.backend.name, tap.backend.generation, tap.request_id, tuple(steps)))
+
+    def _finish(self, tap: Tap, at: float, ending: Ending) -> None:
+        self.read(tap)
+        if tap.broken or tap.meter is None:
+            return
+        tap.meter.concurrency(tap.peak_in_flight)
+        probe = self.probes.get(tap.backend.name) if tap.backend is not None else None
+        if probe is not None and tap.meter.needs_counters and not probe.backend.exchanges:
+            task = asyncio.get_running_loop().create_task(self._finish_with_counters(tap, at, ending, probe))
+            self._counting.add(task)
+            task.add_done_callback(self._counting.discard)
+        else:
+            self._emit(tap, at, ending, None)
+
+    async def _finish_with_counters(self, tap: Tap, at: float, ending: Ending, probe: Probe) -> None:
+        assert tap.meter is not None
+        counters = await probe.counters_of(tap.begun_number, tap.meter.completion_tokens)
+        self._emit(tap, at, ending, counters)
+
+    def _emit(self, tap: Tap, at: float, ending: Ending, counters: SpeculationCounts | None) -> None:
+        assert tap.meter is not None
+        probe = self.probes.get(tap.backend.name) if tap.backend is not None else None
+        depth = probe.num_speculative_tokens if probe is not None else None
+        try:
+            observation = tap.meter.finish(at, ending, counters=counters, num_speculative_tokens=depth)
+        except Exception as error:  # noqa: BLE001 - measuring must never disturb an answer
+            self._broken(tap, error)
+            return
+        self.observed(observation)
+        self._recording.response(observation, tap.steps, tap.steps_omitted, tap.response_bytes)
+
+    def observed(self, observation: Observation) -> None:
+        """Hand an Observation to the control task."""
+        self._events.put(Measured(observation))
+
+    def _broken(self, tap: Tap, error: Exception) -> None:
+        tap.broken = True
+        self.failures += 1
+        if self.failures == 1:
+            log.exception("measuring failed for request %s; it goes on unmeasured", tap.request_id, exc_info=error)

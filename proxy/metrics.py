@@ -1,0 +1,175 @@
+"""The proxy's own metrics. Base units; labels are closed sets, never a request or a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from detector.observation import Ending, EngineSample, Observation
+from detector.verdict import Cause, Episode, Phase, Verdict
+from proxy.version import VERSION
+
+RATES = (5, 10, 20, 30, 40, 60, 80, 100, 130, 160, 200, 250, 300, 400, 600, 800, 1200, 2000, 4000)
+TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+STEPS = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1)
+LENGTHS = (1.05, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 16)
+
+
+class Metrics:
+    """All series, on a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.control_failures = self._counter("control_failures", "Facts that the control task could not handle.")
+        self._requests = self._counter("requests", "Requests, by how they ended.", "backend", "status", "result")
+        self._refused = self._counter("refused", "Requests refused before any backend was chosen.", "status")
+        self._connect_failures = self._counter("connect_failures", "Connections that failed.", "backend")
+        self._rate = self._histogram("decode_tokens_per_second", "Decode rate of one answer.", RATES)
+        self._ttft = self._histogram("time_to_first_token_seconds", "Arrival of the request to its first token.", TTFT)
+        self._step = self._histogram("step_seconds", "Seconds per verify step of one answer.", STEPS)
+        self._length = self._histogram("acceptance_length", "Tokens per verify step of one answer.", LENGTHS)
+        self._generated = self._counter("generated_tokens", "Tokens of measured answers.", "backend")
+        self._decode = self._counter("decode_seconds", "Decode time of measured answers.", "backend")
+        self._steps = self._counter("verify_steps", "Verify steps of measured answers.", "backend")
+        self._observations = self._counter("observations", "Measured answers, by source of A.", "backend", "source")
+        self._last = self._gauge("detector_last_observation_timestamp_seconds", "Unix time of the last one.", "backend")
+        self._phase = self._gauge("backend_phase", "1 for the phase the backend is in.", "backend", "phase")
+        self._degraded = self._gauge("backend_degraded", "1 while the backend should get no new request.", "backend")
+        self._reachable = self._gauge("backend_reachable", "0 while no connection can be made.", "backend")
+        self._depth = self._gauge("num_speculative_tokens", "K of the backend's level, where known.", "backend")
+        self._episodes = self._counter("episodes", "Collapses that were seen.", "backend", "cause")
+        self._collapse = self._counter("collapse_seconds", "Decode time spent in degraded phases.", "backend")
+        self._lost = self._counter("tokens_lost", "Tokens that the healthy rate would have added.", "backend")
+        self._switches = self._counter("switches", "Changes of route.", "from", "to", "reason")
+        self._canaries = self._counter("canaries", "Canaries, by how they ended.", "backend", "result")
+        self._canary_tokens = self._counter("canary_tokens", "Tokens that canaries had generated.", "backend")
+        self._judged: dict[str, tuple[Phase, bool]] = {}
+        self._seen_episodes: dict[str, tuple[int, float]] = {}
+        self._info = Info("specbreaker_build", "Version.", registry=self.registry)
+        self._info.info({"version": VERSION})
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"specbreaker_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"specbreaker_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(f"specbreaker_{name}", text, ["backend"], buckets=buckets, registry=self.registry)
+
+    def add_collector(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        """Also export what a function reads when it is asked."""
+        self.registry.register(_Function(collect))
+
+    def backend(self, name: str) -> None:
+        """Begin the series of a backend, so that they exist before the first request."""
+        for phase in Phase:
+            self._phase.labels(name, phase).set(phase is Phase.HEALTHY)
+        for cause in Cause:
+            self._episodes.labels(name, cause)
+        self._degraded.labels(name).set(0)
+        self._reachable.labels(name).set(1)
+        for counter in (self._collapse, self._lost, self._generated, self._decode, self._steps):
+            counter.labels(name)
+
+    def request(self, backend: str, status: int | None, ending: Ending) -> None:
+        """A request was forwarded, or could not be."""
+        self._requests.labels(backend, str(status) if status is not None else "none", ending).inc()
+
+    def refused(self, status: int) -> None:
+        """A request was refused."""
+        self._refused.labels(str(status)).inc()
+
+    def connect_failed(self, backend: str) -> None:
+        """A connection failed."""
+        self._connect_failures.labels(backend).inc()
+
+    def reachable(self, backend: str, reachable: bool) -> None:
+        """Connections can or cannot be made."""
+        self._reachable.labels(backend).set(reachable)
+
+    def observed(self, observation: Observation) -> None:
+        """An answer was measured."""
+        name = observation.backend
+        for histogram, value in (
+            (self._rate, observation.decode_tokens_per_second),
+            (self._ttft, observation.ttft_seconds),
+            (self._step, observation.step_seconds),
+            (self._length, observation.acceptance_length),
+        ):
+            if value is not None:
+                histogram.labels(name).observe(value)
+        self._observations.labels(name, observation.acceptance_source or "none").inc()
+        self._last.labels(name).set(observation.started_unix + observation.ended - observation.started)
+        for counter, amount in (
+            (self._generated, observation.completion_tokens),
+            (self._decode, observation.decode_seconds),
+            (self._steps, observation.verify_steps),
+        ):
+            if amount is not None:
+                counter.labels(name).inc(amount)
+
+    def sampled(self, backend: str, sample: EngineSample) -> None:
+        """An engine's counters were read."""
+        if sample.num_speculative_tokens is not None:
+            self._depth.labels(backend).set(sample.num_speculative_tokens)
+
+    def verdict(self, backend: str, verdict: Verdict, degraded_seconds: float, episodes: Sequence[Episode]) -> None:
+        """The detector judged; degraded_seconds: decode time of the judged answer, where it was a degraded one."""
+        if self._judged.get(backend) != (verdict.phase, verdict.degraded):
+            self._judged[backend] = (verdict.phase, verdict.degraded)
+            for phase in Phase:
+                self._phase.labels(backend, phase).set(phase is verdict.phase)
+            self._degraded.labels(backend).set(verdict.degraded)
+        if degraded_seconds:
+            self._collapse.labels(backend).inc(degraded_seconds)
+        if episodes:
+            self._count_episodes(backend, episodes)
+
+    def _count_episodes(self, backend: str, episodes: Sequence[Episode]) -> None:
+        seen, lost_before = self._seen_episodes.get(backend, (-1, 0.0))
+        for episode in episodes:
+            lost = episode.tokens_lost or 0.0
+            if episode.detected_request > seen:
+                self._episodes.labels(backend, episode.cause).inc()
+                self._lost.labels(backend).inc(max(0.0, lost))
+                seen, lost_before = episode.detected_request, lost
+            elif episode.detected_request == seen and lost > lost_before:
+                self._lost.labels(backend).inc(lost - lost_before)
+                lost_before = lost
+        self._seen_episodes[backend] = (seen, lost_before)
+
+    def switched(self, source: str, target: str, reason: str) -> None:
+        """Traffic moved."""
+        self._switches.labels(source, target, reason).inc()
+
+    def canary(self, backend: str, observation: Observation) -> None:
+        """A canary came back."""
+        self._canaries.labels(backend, observation.ending).inc()
+        self._canary_tokens.labels(backend).inc(observation.completion_tokens or 0)
+
+    def text(self) -> bytes:
+        """The exposition, text format 0.0.4."""
+        return generate_latest(self.registry)
+
+
+class _Function(Collector):
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self._collect = collect
+
+    def collect(self) -> Iterable[Metric]:
+        return self._collect()
+
+
+def counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    """A counter whose value is kept elsewhere."""
+    return CounterMetricFamily(f"specbreaker_{name}", text, value=value)
+
+
+def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    """A gauge whose value is kept elsewhere."""
+    return GaugeMetricFamily(f"specbreaker_{name}", text, value=value)

@@ -1,0 +1,100 @@
+"""Reading an engine's /metrics: every few seconds, and around a request that ran alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import aiohttp
+
+from detector.observation import EngineSample, SpeculationCounts
+from detector.tap import promtext
+from proxy.events import Events, Sampled, Unreachable
+from proxy.upstream import Backend
+
+SCRAPE_TIMEOUT_SECONDS = 5.0
+MAX_METRICS_BYTES = 16 * 1024 * 1024
+
+log = logging.getLogger("specbreaker.probes")
+
+
+class Probe:
+    """One engine's counters, and which request they can be blamed on."""
+
+    def __init__(
+        self, backend: Backend, session: aiohttp.ClientSession, events: Events, interval_seconds: float
+    ) -> None:
+        self.backend = backend
+        self.num_speculative_tokens: int | None = None
+        self.failures = 0
+        self._session = session
+        self._events = events
+        self._interval_seconds = interval_seconds
+        self._quiet: tuple[int, EngineSample] | None = None
+        """(requests begun so far, counters) of a moment at which none was in flight."""
+        self._lock = asyncio.Lock()
+        self._version: str | None = None
+
+    async def run(self) -> None:
+        """Read the counters until cancelled."""
+        while True:
+            await self.scrape()
+            await asyncio.sleep(self._interval_seconds)
+
+    async def scrape(self) -> EngineSample | None:
+        """Read the counters once; None, counted, where that fails."""
+        async with self._lock:
+            begun, idle = self.backend.begun, not self.backend.exchanges
+            try:
+                sample = await self._read()
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                self._failed(error)
+                return None
+            if idle and self.backend.begun == begun:
+                self._quiet = (begun, sample)
+        self.num_speculative_tokens = sample.num_speculative_tokens
+        self._events.put(Sampled(self.backend.name, sample, self._version))
+        return sample
+
+    async def _read(self) -> EngineSample:
+        headers = {"authorization": self.backend.authorization.decode()} if self.backend.authorization else {}
+        timeout = aiohttp.ClientTimeout(total=SCRAPE_TIMEOUT_SECONDS)
+        base = self.backend.settings.url.rstrip("/")
+        if self._version is None:
+            async with self._session.get(f"{base}/version", headers=headers, timeout=timeout) as answer:
+                self._version = str((await answer.json()).get("version", "")) if answer.status == 200 else ""
+        async with self._session.get(f"{base}/metrics", headers=headers, timeout=timeout) as answer:
+            answer.raise_for_status()
+            text = await answer.content.read(MAX_METRICS_BYTES)
+            while piece := await answer.content.read(MAX_METRICS_BYTES):
+                text += piece
+                if len(text) > MAX_METRICS_BYTES:
+                    raise ValueError(f"/metrics is longer than {MAX_METRICS_BYTES} bytes")
+            return promtext.parse(text, time.monotonic())
+
+    def _failed(self, error: Exception) -> None:
+        self.failures += 1
+        self._quiet = None
+        if isinstance(error, aiohttp.ClientConnectorError):
+            self._version = None
+            self._events.put(Unreachable(self.backend.name, str(error)))
+        if self.failures == 1:
+            log.warning("backend %s: /metrics cannot be read: %s", self.backend.name, error)
+
+    def ran_alone(self, begun_number: int) -> bool:
+        """Whether the request with that number ran between two quiet readings, if the second comes now."""
+        before = self._quiet
+        alone = self.backend.begun == begun_number and not self.backend.exchanges
+        return alone and before is not None and before[0] == begun_number - 1
+
+    async def counters_of(self, begun_number: int, completion_tokens: int | None) -> SpeculationCounts | None:
+        """What the counters say of a request that ran alone; None where they say nothing certain."""
+        before = self._quiet
+        if before is None or completion_tokens is None or not self.ran_alone(begun_number):
+            await self.scrape()
+            return None
+        after = await self.scrape()
+        if after is None or self.backend.begun != begun_number:
+            return None
+        return promtext.speculation_between(before[1], after, completion_tokens)
