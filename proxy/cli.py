@@ -94,7 +94,8 @@ def _run(main_coroutine: Any) -> None:
 
 async def _demonstrate(settings: config.Config, path: str | None, values: dict[str, Any]) -> None:
     async with _emulators() as urls:
-        flags = {**values, "policy.mode": values.get("policy.mode") or "act", "backends": _backends(*urls)}
+        demo = {"policy.mode": values.get("policy.mode") or "act", "measure.ask_token_counts": True}
+        flags = {**values, **demo, "backends": _backends(*urls)}
         settings = config.load(path, environment=os.environ, flags=flags)
         click.echo("no --upstream: a demonstration with an emulated engine that collapses as published", err=True)
         await serve(settings, _announce)

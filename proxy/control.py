@@ -154,7 +154,7 @@ class Control:
             watched.backend.generation += 1
             watched.watch.restart(watched.backend.generation)
             log.warning("backend %s was restarted (launch %d)", name, watched.backend.generation)
-            self._recording.event("engine_restart", name, generation=watched.backend.generation)
+            self._recording.event("engine_restart", name, {"generation": watched.backend.generation})
             self.publish()
             if name == self.policy.primary:
                 self._decide(Signal(event=PolicyEvent.PRIMARY_RESTARTED))
@@ -164,7 +164,7 @@ class Control:
         if watched.reachable != reachable:
             watched.reachable = reachable
             log.warning("backend %s: %s", name, reason)
-            self._recording.event("notice", name, text=reason)
+            self._recording.event("notice", name, {"text": reason})
             self._metrics.reachable(name, reachable)
         role = "PRIMARY" if name == self.policy.primary else "FALLBACK"
         if name in (self.policy.primary, self.policy.fallback):
@@ -183,7 +183,7 @@ class Control:
                 f" ({verdict.cause})" if verdict.cause else "",
                 extra={"fields": evidence},
             )
-            self._recording.event("phase", name, phase=verdict.phase, cause=verdict.cause, **evidence)
+            self._recording.event("phase", name, {"phase": verdict.phase, "cause": verdict.cause} | evidence)
             self.publish()
         self._metrics.verdict(name, verdict, degraded_seconds, self.episodes(name))
 
@@ -194,11 +194,11 @@ class Control:
             match action:
                 case Notice(text, level):
                     log.log(logging.WARNING if level == "warning" else logging.INFO, "%s", text)
-                    self._recording.event("notice", None, text=text, level=level)
+                    self._recording.event("notice", None, {"text": text, "level": level})
                     self.last_decision, self.last_decision_at = text, time.time()
                 case RouteTo(backend, reason):
                     self._metrics.switched(self._gateway.routing.order[0].name, backend, reason)
-                    self._recording.event("switch", backend, reason=reason, cause=signal.cause)
+                    self._recording.event("switch", backend, {"reason": reason, "cause": signal.cause})
                     self.publish()
                 case SendCanary(backend):
                     self._canary = asyncio.get_running_loop().create_task(self._send_canary(backend))
@@ -210,7 +210,7 @@ class Control:
         depth = watched.sample.num_speculative_tokens if watched.sample is not None else None
         observation = await send_canary(watched.backend, self._session, self.config.policy, model, depth)
         self._metrics.canary(name, observation)
-        self._recording.event("canary", name, **request_fields(observation))
+        self._recording.event("canary", name, request_fields(observation))
         # The policy waits for exactly this: it must not be dropped.
         self._events.put(Measured(observation), must=True)
 

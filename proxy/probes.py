@@ -9,7 +9,7 @@ import time
 import aiohttp
 
 from detector.observation import EngineSample, SpeculationCounts
-from detector.tap import promtext
+from detector.tap.promtext import parse, speculation_between
 from proxy.events import Events, Sampled, Unreachable
 from proxy.upstream import Backend
 
@@ -71,7 +71,7 @@ class Probe:
                 text += piece
                 if len(text) > MAX_METRICS_BYTES:
                     raise ValueError(f"/metrics is longer than {MAX_METRICS_BYTES} bytes")
-            return promtext.parse(text, time.monotonic())
+            return parse(text, time.monotonic())
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
@@ -97,4 +97,4 @@ class Probe:
         after = await self.scrape()
         if after is None or self.backend.begun != begun_number:
             return None
-        return promtext.speculation_between(before[1], after, completion_tokens)
+        return speculation_between(before[1], after, completion_tokens)

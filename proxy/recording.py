@@ -95,7 +95,7 @@ class Recording:
         if self._recorder is not None:
             self._recorder.put(EngineRecord(backend=backend, generation=generation, sample=sample))
 
-    def event(self, kind: str, backend: str | None, **fields: Any) -> None:
+    def event(self, kind: str, backend: str | None, fields: dict[str, Any]) -> None:
         """Something was decided, done or noticed."""
         if self._recorder is not None:
             self._recorder.put(EventRecord(at=time.monotonic(), kind=kind, backend=backend, fields=fields))

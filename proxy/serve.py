@@ -114,10 +114,10 @@ async def _listen(config: Config, gateway: Gateway, tls: ssl.SSLContext | None) 
 
 async def _listen_admin(stack: contextlib.AsyncExitStack, config: Config, admin: Admin) -> str:
     host, port = parse_address(config.server.admin, "server.admin")
-    runner = web.AppRunner(admin.app(), access_log=None, handler_cancellation=True)
+    runner = web.AppRunner(admin.app(), access_log=None, handler_cancellation=True, shutdown_timeout=1)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, host, port, shutdown_timeout=1)
+    site = web.TCPSite(runner, host, port)
     try:
         await site.start()
     except OSError as error:

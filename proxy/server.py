@@ -83,8 +83,6 @@ class ClientConnection(asyncio.Protocol):
             if self._exchange is not None:
                 self._exchange.tunnel_data(data)
             return
-        if self._in_head:
-            self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -92,7 +90,9 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refuse_connection(400, f"the request is not HTTP/1.1: {error}", "BadRequestError")
             return
-        if self._in_head and self._head_bytes > self.gateway.settings.server.max_head_bytes:
+        if self._in_head:
+            self._head_bytes += len(data)
+        if self._head_bytes > self.gateway.settings.server.max_head_bytes:
             limit = self.gateway.settings.server.max_head_bytes
             self._refuse_connection(431, f"the request head is longer than {limit} bytes", "BadRequestError")
 
@@ -107,7 +107,6 @@ class ClientConnection(asyncio.Protocol):
         """A request line follows."""
         self._incoming = messages.Request()
         self._in_head = True
-        self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
@@ -121,6 +120,7 @@ class ClientConnection(asyncio.Protocol):
         """The head is whole: the request may start."""
         request = self._incoming
         self._in_head = False
+        self._head_bytes = 0
         request.method = self._parser.get_method()
         request.http_1_0 = self._parser.get_http_version() == "1.0"
         request.keep_alive = self._parser.should_keep_alive()
