@@ -6,6 +6,7 @@ is followed so that the end of the message is known; both see exactly the bytes 
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import Final
 
@@ -30,6 +31,8 @@ HOP_BY_HOP: Final = frozenset(
 """Fields that belong to one connection and are never passed on (RFC 9110 section 7.6.1)."""
 
 _TOKEN: Final = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+"""Bytes that no field value holds (RFC 9110 section 5.5)."""
 _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 
 
@@ -117,7 +120,7 @@ def _status_line(line: bytes) -> tuple[bytes, int, bytes]:
 
 def _field(line: bytes) -> tuple[bytes, bytes, bytes]:
     name, colon, value = line.partition(b":")
-    if not colon or not name or not _TOKEN.issuperset(name) or b"\n" in value or b"\r" in value or b"\0" in value:
+    if not colon or not name or not _TOKEN.issuperset(name) or _CONTROL.search(value):
         raise InvalidHTTP(f"not a header line: {line[:80]!r}")
     return name.lower(), name, value.strip(b" \t")
 
