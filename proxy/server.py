@@ -23,6 +23,10 @@ MAX_PIPELINED: Final = 16
 """Requests that may wait behind the one being answered before the client is no longer read."""
 
 
+LINGER_SECONDS: Final = 5.0
+"""After an answer that came before the request's end, how long the rest of the request is read and thrown away."""
+
+
 class ClientConnection(asyncio.Protocol):
     """One connection from a client."""
 
@@ -41,6 +45,8 @@ class ClientConnection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._streaming = False
         self._tunnelling = False
+        self._lingering = False
+        """The answer is out and closed; what is left of the body is read and thrown away."""
         self._early_tunnel_bytes = b""
         self._closed = False
 
@@ -79,6 +85,8 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
+        if self._lingering:
+            return
         if self._tunnelling:
             if self._exchange is not None:
                 self._exchange.tunnel_data(data)
@@ -231,6 +239,9 @@ class ClientConnection(asyncio.Protocol):
         """The answer is whole: go on with the next request, or close."""
         request, self._current, self._exchange = self._current, None, None
         self.gateway.request_ended()
+        if request is not None and not request.complete:
+            self._close_in_the_middle_of_a_body()
+            return
         if close or request is None or not self.may_keep_alive(request):
             self.close()
             return
@@ -258,6 +269,19 @@ class ClientConnection(asyncio.Protocol):
             self._closed = True
             self.transport.close()
 
+    def _close_in_the_middle_of_a_body(self) -> None:
+        """Say all, then swallow the rest of the body for a while: closing over unread bytes would reset the
+        connection, and the client might never see the answer (RFC 9112 section 9.6)."""
+        if self._closed:
+            return
+        if not self.transport.can_write_eof():
+            self.close()
+            return
+        self._lingering = True
+        self.deadline = time.monotonic() + LINGER_SECONDS
+        self.transport.write_eof()
+        self.transport.resume_reading()
+
     def abort(self) -> None:
         """Close at once, so that a cut answer is seen as one."""
         self._closed = True
@@ -271,7 +295,9 @@ class ClientConnection(asyncio.Protocol):
     def sweep(self, now: float) -> None:
         """Called about once a second: close what has been idle, or slow to ask, for too long."""
         if now >= self.deadline and self._exchange is None:
-            if self._current is not None or (self._in_head and self._head_bytes):
+            if self._lingering:
+                self.abort()
+            elif self._current is not None or (self._in_head and self._head_bytes):
                 self._refuse_connection(408, "the request did not arrive in time", "RequestTimeoutError")
             else:
                 self.close()

@@ -244,3 +244,15 @@ async def test_a_client_that_never_finishes_its_head_is_told_and_closed() -> Non
 
 def test_the_body_of_these_tests_is_a_stream() -> None:
     assert json.loads(BODY)["stream"] is True
+
+
+async def test_an_upload_that_is_refused_halfway_still_gets_its_answer() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request(body=False)
+        await peer.send(b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\nconnection: close\r\n\r\nbig")
+
+    async with proxy_to(script) as proxy, connected(proxy) as client:
+        await client.send(b"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n", b"x" * 100_000)
+        status, _, body = await client.answer()
+        assert (status, body) == (413, b"big")
+        assert await client.rest() == b""
