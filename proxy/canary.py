@@ -7,9 +7,9 @@ import time
 
 import aiohttp
 import msgspec
-from detector.tap.meter import Meter
 
 from detector.observation import Ending, Observation
+from detector.tap.meter import Meter
 from detector.tap.request import read_request
 from proxy import config
 from proxy.upstream import Backend
@@ -35,6 +35,7 @@ async def send_canary(
         started=started,
         started_unix=time.time(),
         canary=True,
+        num_speculative_tokens=depth,
     )
     meter.sent(started)
     backend.begun += 1
@@ -46,7 +47,7 @@ async def send_canary(
         ending = Ending.CONNECT_FAILED
     except (aiohttp.ClientError, OSError):
         ending = Ending.UPSTREAM_CLOSED
-    return meter.finish(time.monotonic(), ending, num_speculative_tokens=depth)
+    return meter.finish(time.monotonic(), ending)
 
 
 def _body(policy: config.Policy, model: str) -> bytes:

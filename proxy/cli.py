@@ -12,12 +12,12 @@ from typing import Any
 import click
 import msgspec
 import uvloop
-from replay.emulator.cli import emulate_command
 
 from proxy import config, doctor, logs
 from proxy.serve import Proxy, describe, serve
 from proxy.version import VERSION
 from replay.detect import detect_command
+from replay.emulator.cli import emulate_command
 
 
 class _Group(click.Group):

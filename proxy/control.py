@@ -9,13 +9,13 @@ import time
 from collections.abc import Mapping
 
 import aiohttp
-from detector.watch import Watch, WatchConfig
 
 from detector.observation import EngineSample, Observation
 from detector.policy import Notice, PolicyState, RouteTo, SendCanary, Signal, decide, serving, signal_of
 from detector.policy_config import Mode, PolicyConfig
 from detector.transitions import Event as PolicyEvent
 from detector.verdict import Episode, Phase, Verdict
+from detector.watch import Watch, WatchConfig
 from proxy.canary import send_canary
 from proxy.config import Config
 from proxy.events import Event, Events, Measured, Sampled, Stepped, Unreachable

@@ -346,7 +346,9 @@ class Exchange:
         if self.head is None:
             self.client.respond(status, message, kind, close=not self.request.complete)
         elif self.head.event_stream and self._can_add_event():
-            event = (b"" if self._ends_with_blank_line else b"\n\n") + messages.error_event(status, message, kind)
+            held = self._remover.end() if self._remover is not None else b""
+            blank = b"" if self._ends_with_blank_line else b"\n\n"
+            event = held + blank + messages.error_event(status, message, kind)
             if self._chunked_out:
                 event = chunk(event) + LAST_CHUNK
             self.client.write(event)

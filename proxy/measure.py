@@ -10,17 +10,16 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
-from detector.tap.meter import Meter
-
-from detector.observation import Ending, Observation, RequestFacts, SpeculationCounts, Step
+from detector.observation import Ending, Observation, RequestFacts, Step
 from detector.tap.http1 import ResponseHead
+from detector.tap.meter import Meter
 from proxy.events import Events, Measured, Stepped
+from proxy.probes import NOTHING_COUNTED, Counted, Probe
 from proxy.recording import Recording
 
 if TYPE_CHECKING:
     from proxy.forward import Exchange
     from proxy.messages import Request
-    from proxy.probes import Probe
     from proxy.upstream import Backend
 
 MAX_HELD_BYTES: Final = 4 * 1024 * 1024
@@ -55,6 +54,7 @@ class Tap:
         """The request went to this backend (again, after a failed connection)."""
         self.backend = backend
         self.begun_number = backend.begun
+        probe = self._measurement.probes.get(backend.name)
         self.meter = Meter(
             self.facts,
             request_id=self.request_id,
@@ -62,6 +62,7 @@ class Tap:
             generation=backend.generation,
             started=self.started,
             started_unix=self.started_unix,
+            num_speculative_tokens=probe.num_speculative_tokens if probe is not None else None,
         )
         self.meter.sent(time.monotonic())
         in_flight = len(backend.exchanges)
@@ -167,25 +168,32 @@ class Measurement:
         if tap.broken or tap.meter is None:
             return
         tap.meter.concurrency(tap.peak_in_flight)
+        tap.meter.end()
         probe = self.probes.get(tap.backend.name) if tap.backend is not None else None
         if probe is not None and tap.meter.needs_counters and not probe.backend.exchanges:
             task = asyncio.get_running_loop().create_task(self._finish_with_counters(tap, at, ending, probe))
             self._counting.add(task)
             task.add_done_callback(self._counting.discard)
         else:
-            self._emit(tap, at, ending, None)
+            self._emit(tap, at, ending, NOTHING_COUNTED)
 
     async def _finish_with_counters(self, tap: Tap, at: float, ending: Ending, probe: Probe) -> None:
         assert tap.meter is not None
-        counters = await probe.counters_of(tap.begun_number, tap.meter.completion_tokens)
-        self._emit(tap, at, ending, counters)
+        counted = await probe.counters_of(tap.begun_number, tap.meter.completion_tokens)
+        self._emit(tap, at, ending, counted)
 
-    def _emit(self, tap: Tap, at: float, ending: Ending, counters: SpeculationCounts | None) -> None:
+    def _emit(self, tap: Tap, at: float, ending: Ending, counted: Counted) -> None:
         assert tap.meter is not None
         probe = self.probes.get(tap.backend.name) if tap.backend is not None else None
         depth = probe.num_speculative_tokens if probe is not None else None
         try:
-            observation = tap.meter.finish(at, ending, counters=counters, num_speculative_tokens=depth)
+            observation = tap.meter.finish(
+                at,
+                ending,
+                counters=counted.speculation,
+                counted_decode_seconds=counted.decode_seconds,
+                num_speculative_tokens=depth,
+            )
         except Exception as error:  # noqa: BLE001 - measuring must never disturb an answer
             self._broken(tap, error)
             return

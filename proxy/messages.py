@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 from http import HTTPStatus
 from typing import Final
@@ -43,7 +44,7 @@ class Request:
         self.method = b""
         self.target = b""
         self.path = ""
-        """Path without the query, still percent-encoded."""
+        """Path without query and fragment, still percent-encoded."""
         self.fields: list[tuple[bytes, bytes, bytes]] = []
         """(lower-case name, name as sent, value)"""
         self.http_1_0 = False
@@ -72,7 +73,8 @@ class Request:
 
     def finish_head(self) -> None:
         """Read what the head says of the connection and the body; give the request an id if it has none."""
-        self.path = self.target.partition(b"?")[0].decode("latin-1")
+        # An engine's server ignores a fragment, so it must not hide a route from the gate.
+        self.path = re.split(rb"[?#]", self.target, maxsplit=1)[0].decode("latin-1")
         for lower, _, value in self.fields:
             if lower == b"content-length":
                 self.content_length = int(value)

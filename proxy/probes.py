@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Final, NamedTuple
 
 import aiohttp
 
 from detector.observation import EngineSample, SpeculationCounts
-from detector.tap.promtext import parse, speculation_between
+from detector.tap.promtext import difference, parse, speculation_between
 from proxy.events import Events, Sampled, Unreachable
 from proxy.upstream import Backend
 
@@ -17,6 +18,16 @@ SCRAPE_TIMEOUT_SECONDS = 5.0
 MAX_METRICS_BYTES = 16 * 1024 * 1024
 
 log = logging.getLogger("specbreaker.probes")
+
+
+class Counted(NamedTuple):
+    """What an engine's counters say of one request that ran alone."""
+
+    speculation: SpeculationCounts | None
+    decode_seconds: float | None
+
+
+NOTHING_COUNTED: Final = Counted(None, None)
 
 
 class Probe:
@@ -88,13 +99,16 @@ class Probe:
         alone = self.backend.begun == begun_number and not self.backend.exchanges
         return alone and before is not None and before[0] == begun_number - 1
 
-    async def counters_of(self, begun_number: int, completion_tokens: int | None) -> SpeculationCounts | None:
-        """What the counters say of a request that ran alone; None where they say nothing certain."""
+    async def counters_of(self, begun_number: int, completion_tokens: int | None) -> Counted:
+        """What the counters say of a request that ran alone; nothing where they say nothing certain."""
         before = self._quiet
         if before is None or completion_tokens is None or not self.ran_alone(begun_number):
             await self.scrape()
-            return None
+            return NOTHING_COUNTED
         after = await self.scrape()
         if after is None or self.backend.begun != begun_number:
-            return None
-        return speculation_between(before[1], after, completion_tokens)
+            return NOTHING_COUNTED
+        change = difference(before[1], after)
+        if change is None or change.generation_tokens != completion_tokens:
+            return NOTHING_COUNTED
+        return Counted(speculation_between(before[1], after, completion_tokens), change.decode_seconds)

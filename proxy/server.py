@@ -170,6 +170,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _start(self, request: messages.Request) -> None:
         self._current = request
+        if not request.has_body:
+            request.complete = True
         self.deadline = time.monotonic() + self.gateway.settings.server.client_stall_seconds
         refusal = self.gateway.refusal(request)
         if refusal is not None:
@@ -181,8 +183,7 @@ class ClientConnection(asyncio.Protocol):
         self._streaming = False
         if request.upgrade or (request.has_body and not (small and self.gateway.measures(request))):
             self._begin_streaming(request)
-        elif request.complete or not request.has_body:
-            request.complete = True
+        elif request.complete:
             self._begin_whole(request)
 
     def _begin_whole(self, request: messages.Request) -> None:

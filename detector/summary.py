@@ -1,0 +1,87 @@
+"""The findings of a recorded series of answers, as one JSON object: what ``specbreaker detect --json`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from detector.observation import Observation
+from detector.verdict import Episode
+from detector.watch import Watch, WatchConfig
+
+
+def summarise(observations: Iterable[Observation], config: WatchConfig) -> dict[str, Any]:
+    """Run the detector over answers in the order given.
+
+    Each backend has a watch of its own. Requests are numbered from 0 over all backends; canaries have no number. The
+    cycle is not judged yet: its verdict is "undetermined".
+    """
+    watches: dict[str, Watch] = {}
+    numbers: dict[str, list[int]] = {}
+    requests = 0
+    rates = _TimeWeightedRate()
+    for observation in observations:
+        watches.setdefault(observation.backend, Watch(config)).update(observation)
+        if not observation.canary:
+            numbers.setdefault(observation.backend, []).append(requests)
+            requests += 1
+            rates.add(observation)
+    episodes = [
+        _renumbered(episode, numbers.get(backend, []), requests)
+        for backend, watch in watches.items()
+        for episode in watch.episodes
+    ]
+    episodes.sort(key=lambda episode: (episode.onset_request, episode.detected_request))
+    return {
+        "requests": requests,
+        "time_weighted_tok_s": rates.tokens_per_second,
+        "episodes": msgspec.to_builtins(episodes),
+        "cycle": {"verdict": "undetermined", "clock": None, "period": None, "e_value": None, "p_value": None},
+        "alarms_budget": {"mean_requests_between_false_alarms": config.mean_requests_between_false_alarms},
+    }
+
+
+class _TimeWeightedRate:
+    """Tokens / decode time over all answers, never a mean of rates.
+
+    Where no answer has a length, as in a list of rates, all count as equally long.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+        self._answers, self._seconds_per_token = 0, 0.0
+
+    def add(self, observation: Observation) -> None:
+        rate, seconds = observation.decode_tokens_per_second, observation.decode_seconds
+        if rate is None or not rate > 0:
+            return
+        if seconds is None and observation.completion_tokens is not None:
+            seconds = observation.completion_tokens / rate
+        if seconds is None:
+            self._answers += 1
+            self._seconds_per_token += 1 / rate
+        else:
+            self._tokens += rate * seconds
+            self._seconds += seconds
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        if self._seconds:
+            return self._tokens / self._seconds
+        return self._answers / self._seconds_per_token if self._answers else None
+
+
+def _renumbered(episode: Episode, numbers: list[int], requests: int) -> Episode:
+    """An episode by the numbers of all requests; one that a canary decided belongs to the next request."""
+
+    def number(index: int) -> int:
+        return numbers[index] if index < len(numbers) else requests
+
+    return msgspec.structs.replace(
+        episode,
+        onset_request=number(episode.onset_request),
+        detected_request=number(episode.detected_request),
+        end_request=None if episode.end_request is None else number(episode.end_request),
+    )
