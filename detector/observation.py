@@ -1,7 +1,7 @@
 """The facts of one answer and of one engine, as every other part of specbreaker reads them.
 
-Times are seconds on one monotonic clock that the caller chooses, unless a field says ``unix``. A field that could not be
-known is ``None``: nothing here is ever guessed, and ``*_source`` says where a number came from.
+Times are seconds on one monotonic clock that the caller chooses, unless a field says ``unix``. A field that could not
+be known is ``None``: nothing here is ever guessed, and ``*_source`` says where a number came from.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ class Source(StrEnum):
     """Where the acceptance length of an Observation came from, best first."""
 
     ENGINE = "engine"
-    """Counted by the engine for this request (vLLM ``metrics.speculative_decoding``, llama.cpp ``timings``, SGLang ``meta_info``)."""
+    """Counted by the engine for this request: vLLM ``metrics.speculative_decoding``, llama.cpp ``timings``, SGLang
+    ``meta_info``."""
     CADENCE = "cadence"
     """Derived from the stream: one event per verify step, so (tokens - first) / (events - first)."""
     COUNTERS = "counters"
@@ -99,7 +100,7 @@ class SpeculationCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer, measured. Rates are of the decode phase: tokens after the first event / seconds after the first event."""
+    """One answer, measured. Rates are of the decode phase: tokens and seconds after the first event."""
 
     request_id: str
     backend: str
@@ -139,14 +140,15 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     decode_tokens_per_second: float | None = None
     """S x A of this answer."""
     rate_source: Source | None = None
-    """ENGINE: the engine's own generation time. CADENCE: the arrival times seen here. COUNTERS: the engine's decode-time sum."""
+    """ENGINE: the engine's own generation time. CADENCE: the arrival times seen here. COUNTERS: the engine's sum of
+    decode times."""
 
     longest_gap_seconds: float | None = None
     content_events: int | None = None
     merged_events: int = 0
     """Events proven to hold more than one step (more than K+1 tokens)."""
     client_paced: bool = False
-    """The client read slower than the engine wrote: arrival times say nothing about the engine, so rates from them are None."""
+    """The client read slower than the engine wrote: arrival times say nothing about the engine, and rates are None."""
     in_flight: int = 1
     """Most requests in flight on this backend while this one ran, itself included."""
 

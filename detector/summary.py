@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from detector.observation import Observation
+from detector.observation import Observation, Step
 from detector.verdict import Episode
 from detector.watch import Watch, WatchConfig
 
 
-def summarise(observations: Iterable[Observation], config: WatchConfig) -> dict[str, Any]:
-    """Run the detector over answers in the order given.
+def summarise(
+    observations: Iterable[Observation], config: WatchConfig, steps: Sequence[Sequence[Step]] = ()
+) -> dict[str, Any]:
+    """Run the detector over answers in the order given, or, with their ``steps``, in the order of time.
 
-    Each backend has a watch of its own. Requests are numbered from 0 over all backends; canaries have no number. The
-    cycle is not judged yet: its verdict is "undetermined".
+    ``steps`` holds the content events of each answer, in the same order as the answers; the detector then judges them
+    as a proxy does while an answer runs. Each backend has a watch of its own. Requests are numbered from 0 over all
+    backends; canaries have no number. The cycle is not judged yet: its verdict is "undetermined".
     """
     watches: dict[str, Watch] = {}
     numbers: dict[str, list[int]] = {}
     requests = 0
     rates = _TimeWeightedRate()
-    for observation in observations:
-        watches.setdefault(observation.backend, Watch(config)).update(observation)
+    for observation, step in _timeline(list(observations), steps):
+        watch = watches.setdefault(observation.backend, Watch(config))
+        if step is not None:
+            watch.update_step(observation.request_id, step)
+            continue
+        watch.update(observation)
         if not observation.canary:
             numbers.setdefault(observation.backend, []).append(requests)
             requests += 1
@@ -41,6 +48,20 @@ def summarise(observations: Iterable[Observation], config: WatchConfig) -> dict[
         "cycle": {"verdict": "undetermined", "clock": None, "period": None, "e_value": None, "p_value": None},
         "alarms_budget": {"mean_requests_between_false_alarms": config.mean_requests_between_false_alarms},
     }
+
+
+def _timeline(
+    observations: list[Observation], steps: Sequence[Sequence[Step]]
+) -> Iterable[tuple[Observation, Step | None]]:
+    """What a watch is told, in order: (answer, one of its steps), and (answer, None) when it has ended."""
+    if not any(step.tokens is not None for its_steps in steps for step in its_steps):
+        return [(observation, None) for observation in observations]
+    told: list[tuple[float, int, Observation, Step | None]] = []
+    for observation, its_steps in zip(observations, steps, strict=True):
+        told += [(step.at, 0, observation, step) for step in its_steps if step.tokens is not None]
+        told.append((observation.ended, 1, observation, None))
+    told.sort(key=lambda one: one[:2])
+    return [(observation, step) for _, _, observation, step in told]
 
 
 class _TimeWeightedRate:

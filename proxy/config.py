@@ -107,7 +107,7 @@ class Policy(Section, frozen=True):
     """After a switch, how long the fallback serves before the first canary is sent to the primary."""
     max_backoff_seconds: Seconds = 60.0
     """Failed canaries double the wait up to here."""
-    canary_max_tokens: Annotated[int, msgspec.Meta(ge=16)] = 96
+    canary_max_tokens: Annotated[int, msgspec.Meta(ge=16)] = 128
     """Tokens that a canary asks the primary for."""
     canary_prompt: str = "Write the numbers from one to one hundred as words, separated by commas."
     """What a canary asks. Its answer goes nowhere."""

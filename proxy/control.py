@@ -98,8 +98,8 @@ class Control:
         match event:
             case Measured(observation):
                 self._measured(observation)
-            case Stepped(backend, generation, request_id, steps):
-                self._stepped(backend, generation, request_id, steps)
+            case Stepped():
+                self._stepped(event)
             case Sampled(backend, sample, version):
                 self._sampled(backend, sample, version)
             case Unreachable(backend, reason):
@@ -121,20 +121,19 @@ class Control:
         if signal is not None:
             self._decide(signal)
 
-    def _stepped(self, name: str, generation: int, request_id: str, steps: tuple[object, ...]) -> None:
-        watched = self.watched[name]
-        if generation != watched.backend.generation:
+    def _stepped(self, event: Stepped) -> None:
+        watched = self.watched[event.backend]
+        if event.generation != watched.backend.generation:
             return
         before = watched.watch.verdict
-        for step in steps:
-            verdict = watched.watch.update_step(request_id, step)  # type: ignore[arg-type]
+        for step in event.steps:
+            verdict = watched.watch.update_step(event.request_id, step)
             if verdict is not None and verdict.degraded and not before.degraded:
                 self._verdict(watched, before, verdict)
                 before = verdict
-                degraded = (
-                    PolicyEvent.PRIMARY_DEGRADED if name == self.policy.primary else PolicyEvent.FALLBACK_DEGRADED
-                )
-                self._decide(Signal(event=degraded, cause=verdict.cause))
+                primary = event.backend == self.policy.primary
+                degraded = PolicyEvent.PRIMARY_DEGRADED if primary else PolicyEvent.FALLBACK_DEGRADED
+                self._decide(Signal(event=degraded, cause=verdict.cause, answer_started=event.started))
 
     def _sampled(self, name: str, sample: EngineSample, version: str | None) -> None:
         watched = self.watched[name]
@@ -211,6 +210,7 @@ class Control:
         observation = await send_canary(watched.backend, self._session, self.config.policy, model, depth)
         self._metrics.canary(name, observation)
         self._recording.event("canary", name, request_fields(observation))
+        self._recording.response(observation, (), 0, 0)
         # The policy waits for exactly this: it must not be dropped.
         self._events.put(Measured(observation), must=True)
 

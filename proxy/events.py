@@ -22,6 +22,8 @@ class Stepped(msgspec.Struct, frozen=True):
     backend: str
     generation: int
     request_id: str
+    started: float
+    """Monotonic seconds when the request arrived."""
     steps: tuple[Step, ...]
 
 

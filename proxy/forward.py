@@ -172,13 +172,18 @@ class Exchange:
     def _await_first_byte(self, backend: Backend) -> None:
         self.deadline = time.monotonic() + backend.settings.first_byte_timeout_seconds
 
+    def _await_more(self, now: float, backend: Backend) -> None:
+        """Both ends of a tunnel may be silent for as long as they like."""
+        tunnel = self.head is not None and self.head.status == 101
+        self.deadline = NEVER if tunnel else now + backend.settings.idle_timeout_seconds
+
     # ---- the answer --------------------------------------------------------------------------------------------------
 
     def upstream_data(self, data: bytes) -> None:
         """Bytes from the engine."""
         now = time.monotonic()
         assert self.backend is not None
-        self.deadline = now + self.backend.settings.idle_timeout_seconds
+        self._await_more(now, self.backend)
         try:
             if self.head is None:
                 self._read_head(data, now)
@@ -404,7 +409,7 @@ class Exchange:
         if not self._connection.transport.is_closing():
             self._connection.transport.resume_reading()
         if not self.over and self.backend is not None:
-            self.deadline = now + self.backend.settings.idle_timeout_seconds
+            self._await_more(now, self.backend)
 
     # ---- a tunnel (WebSocket) ----------------------------------------------------------------------------------------
 

@@ -161,7 +161,9 @@ class Measurement:
             self._broken(tap, error)
             return
         if steps and tap.backend is not None and any(step.tokens is not None for step in steps):
-            self._events.put(Stepped(tap.backend.name, tap.backend.generation, tap.request_id, tuple(steps)))
+            self._events.put(
+                Stepped(tap.backend.name, tap.backend.generation, tap.request_id, tap.started, tuple(steps))
+            )
 
     def _finish(self, tap: Tap, at: float, ending: Ending) -> None:
         self.read(tap)

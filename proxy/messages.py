@@ -106,7 +106,7 @@ def request_head(
     """
     lines = [b"%s %s HTTP/1.1\r\nhost: %s\r\n" % (request.method, request.target, netloc)]
     seen: set[bytes] = set()
-    forwarded_for = client_host.encode("latin-1")
+    forwarded_for: list[bytes] = []
     original_host = b""
     dropped = _REPLACED | request.named_by_connection
     if authorization is not None or not keep_authorization:
@@ -114,12 +114,13 @@ def request_head(
     for lower, name, value in request.fields:
         seen.add(lower)
         if lower == b"x-forwarded-for":
-            forwarded_for = value + b", " + forwarded_for
+            forwarded_for.append(value)
         elif lower == b"host":
             original_host = value
         elif lower not in dropped:
             lines.append(b"%s: %s\r\n" % (name, value))
-    lines.append(b"x-forwarded-for: %s\r\n" % forwarded_for)
+    forwarded_for.append(client_host.encode("latin-1"))
+    lines.append(b"x-forwarded-for: %s\r\n" % b", ".join(forwarded_for))
     if b"x-forwarded-proto" not in seen:
         lines.append(b"x-forwarded-proto: %s\r\n" % scheme)
     if b"x-forwarded-host" not in seen and original_host:

@@ -48,6 +48,8 @@ class ClientConnection(asyncio.Protocol):
         self._lingering = False
         """The answer is out and closed; what is left of the body is read and thrown away."""
         self._early_tunnel_bytes = b""
+        self._unread = False
+        """The client does not read what it was sent: no other answer is begun meanwhile."""
         self._closed = False
 
     # ---- the transport -----------------------------------------------------------------------------------------------
@@ -75,13 +77,17 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client reads slower than the engine writes."""
+        self._unread = True
         if self._exchange is not None:
             self._exchange.client_stalls(time.monotonic())
 
     def resume_writing(self) -> None:
         """The client caught up."""
+        self._unread = False
         if self._exchange is not None:
             self._exchange.client_reads(time.monotonic())
+        else:
+            self._start_waiting()
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
@@ -105,7 +111,8 @@ class ClientConnection(asyncio.Protocol):
             self._refuse_connection(431, f"the request head is longer than {limit} bytes", "BadRequestError")
 
     def _refuse_connection(self, status: int, message: str, kind: str) -> None:
-        if self._current is None and not self._closed:
+        nothing_begun = self._exchange is None and not self._waiting
+        if nothing_begun and not self._closed:
             self.write(messages.error_response(status, message, kind, close=True))
         self.close()
 
@@ -134,7 +141,7 @@ class ClientConnection(asyncio.Protocol):
         request.keep_alive = self._parser.should_keep_alive()
         request.finish_head()
         request.upgrade = self._parser.should_upgrade() and (request.field(b"upgrade") or b"").lower() == b"websocket"
-        if self._current is None:
+        if self._current is None and not self._waiting and not self._unread:
             self._start(request)
         else:
             self._waiting.append(request)
@@ -146,7 +153,7 @@ class ClientConnection(asyncio.Protocol):
         request = self._incoming
         request.size += len(data)
         if request is not self._current:
-            request.parts.append(data)
+            self._hold(request, data)
         elif self._streaming:
             if self._exchange is not None:
                 self._exchange.upload(data)
@@ -154,6 +161,13 @@ class ClientConnection(asyncio.Protocol):
             request.parts.append(data)
             if request.size > self.gateway.settings.server.max_inspected_body_bytes:
                 self._begin_streaming(request)
+
+    def _hold(self, request: messages.Request, data: bytes) -> None:
+        """A piece of the body of a request that waits for its turn; one that was refused needs none."""
+        if request in self._waiting:
+            request.parts.append(data)
+            if request.size > WRITE_BUFFER_BYTES:
+                self.transport.pause_reading()
 
     def on_message_complete(self) -> None:
         """The body is whole."""
@@ -252,7 +266,7 @@ class ClientConnection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._start_waiting)
 
     def _start_waiting(self) -> None:
-        if self._waiting and self._current is None and not self._closed:
+        if self._waiting and self._current is None and not self._unread and not self._closed:
             self.transport.resume_reading()
             self._start(self._waiting.popleft())
 
@@ -265,9 +279,10 @@ class ClientConnection(asyncio.Protocol):
             self._exchange.tunnel_data(early)
 
     def close(self) -> None:
-        """Close after what was written has been sent."""
+        """Close after what was written has been sent; a client that does not read it is cut off in the end."""
         if not self._closed:
             self._closed = True
+            self.deadline = time.monotonic() + self.gateway.settings.server.client_stall_seconds
             self.transport.close()
 
     def _close_in_the_middle_of_a_body(self) -> None:
@@ -295,8 +310,8 @@ class ClientConnection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Called about once a second: close what has been idle, or slow to ask, for too long."""
-        if now >= self.deadline and self._exchange is None:
-            if self._lingering:
+        if now >= self.deadline and (self._exchange is None or self._closed):
+            if self._lingering or self._closed:
                 self.abort()
             elif self._current is not None or (self._in_head and self._head_bytes):
                 self._refuse_connection(408, "the request did not arrive in time", "RequestTimeoutError")

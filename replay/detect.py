@@ -33,7 +33,7 @@ def detect_command(file: Path, as_json: bool, series: str | None) -> None:
         raise click.exceptions.Exit(2) from error
     for note in read.notes:
         click.echo(f"note: {note}", err=True)
-    summary = summarise(read.observations, WatchConfig())
+    summary = summarise(read.observations, WatchConfig(), read.steps)
     click.echo(msgspec.json.encode(summary).decode() if as_json else render(summary))
     raise click.exceptions.Exit(1 if summary["episodes"] else 0)
 

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from detector.observation import Observation, RequestFacts
+from detector.observation import Observation, RequestFacts, Step
 from detector.tap.chunklog import observe_chunk_log_request
 from replay.session.frames import MAGIC
 from replay.session.reader import Session, SessionError, read_session
-from replay.session.schema import ResponseRecord
+from replay.session.schema import ResponseRecord, steps_of
 
 FileKind = Literal["session", "csv", "chunk_log"]
 
@@ -36,6 +36,8 @@ class ObservationFile(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: FileKind
     observations: list[Observation]
+    steps: list[list[Step]]
+    """Content events of each observation, as far as the file has them."""
     series: str | None = None
     """The backend or CSV series that was read; None: all of them, or the file names none."""
     notes: tuple[str, ...] = ()
@@ -74,14 +76,27 @@ def _is_chunk_log(first_line: bytes) -> bool:
 
 
 def _read_answers(path: Path, session: Session, series: str | None) -> ObservationFile:
-    observations = [entry.record.observation for entry in session if isinstance(entry.record, ResponseRecord)]
+    answers = [entry.record for entry in session if isinstance(entry.record, ResponseRecord)]
     if series is not None:
-        backends = Counter(observation.backend for observation in observations)
+        backends = Counter(answer.observation.backend for answer in answers)
         if series not in backends:
             raise ReadError(f"{path}: no answer of a backend {series!r}; it has: {_listed(backends)}")
-        observations = [observation for observation in observations if observation.backend == series]
-    notes = tuple(f"{path}: {damage}" for damage in session.damage)
-    return ObservationFile(kind="session", observations=observations, series=series, notes=notes)
+        answers = [answer for answer in answers if answer.observation.backend == series]
+    return ObservationFile(
+        kind="session",
+        observations=[answer.observation for answer in answers],
+        steps=[_steps(answer) for answer in answers],
+        series=series,
+        notes=tuple(f"{path}: {damage}" for damage in session.damage),
+    )
+
+
+def _steps(answer: ResponseRecord) -> list[Step]:
+    """The content events of an answer; none where the record contradicts itself."""
+    try:
+        return steps_of(answer)
+    except ValueError:
+        return []
 
 
 def _read_chunk_log(path: Path, series: str | None) -> ObservationFile:
@@ -89,6 +104,7 @@ def _read_chunk_log(path: Path, series: str | None) -> ObservationFile:
         raise ReadError(f"{path}: a chunk log holds one series: leave --series out")
     header: dict[str, Any] = {}
     observations: list[Observation] = []
+    steps: list[list[Step]] = []
     warm_ups = 0
     for number, record in _json_lines(path):
         if record.get("kind") == "header":
@@ -104,11 +120,13 @@ def _read_chunk_log(path: Path, series: str | None) -> ObservationFile:
             timed = isinstance(record.get("unix_time"), int | float)
             started = None if timed else observations[-1].ended if observations else 0.0
             try:
-                observations.append(observe_chunk_log_request(record, header, started=started))
+                observation, its_steps = observe_chunk_log_request(record, header, started=started)
             except (TypeError, ValueError, OverflowError) as error:
                 raise ReadError(f"{path}: line {number}: {error}: correct or remove the line") from error
+            observations.append(observation)
+            steps.append(its_steps)
     notes = (f"{path}: {warm_ups} warm-up requests (index below 0) are left out",) if warm_ups else ()
-    return ObservationFile(kind="chunk_log", observations=observations, notes=notes)
+    return ObservationFile(kind="chunk_log", observations=observations, steps=steps, notes=notes)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -138,7 +156,7 @@ def _read_csv(path: Path, series: str | None) -> ObservationFile:
         if row.get("series") == chosen:
             started = observations[-1].ended if observations else 0.0
             observations.append(_observe_row(path, number, row, len(observations), started))
-    return ObservationFile(kind="csv", observations=observations, series=chosen)
+    return ObservationFile(kind="csv", observations=observations, steps=[], series=chosen)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:

@@ -165,12 +165,12 @@ def _best_cut(values: list[float], gap: float) -> float | None:
     """Where the values split best in two (largest variance between groups), if the means are ``gap`` apart."""
     ordered = sorted(values)
     total, below, best = sum(ordered), 0.0, (0.0, 0)
-    for count in range(1, len(ordered) - 1):
+    for count in range(1, len(ordered)):
         below += ordered[count - 1]
         distance = (total - below) / (len(ordered) - count) - below / count
         best = max(best, (count * (len(ordered) - count) * distance * distance, count))
     count = best[1]
-    if count == 0:
-        return None
+    if count == 0 or len(ordered) - count < MIN_ANSWERS:
+        return None  # too few to be a reference
     distance = sum(ordered[count:]) / (len(ordered) - count) - sum(ordered[:count]) / count
     return (ordered[count - 1] + ordered[count]) / 2 if distance > gap else None

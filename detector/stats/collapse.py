@@ -131,7 +131,7 @@ def _healthy_steps(sample: Sample, floor: Floor) -> float:
 
 def _speculation_is_off(sample: Sample, baseline: Baseline) -> bool:
     """One token every step, and either no draft was made or the steps are faster than verify steps are."""
-    if sample.acceptance_length is None or sample.acceptance_length > OFF_ACCEPTANCE_LENGTH:
+    if sample.drafts_counted or sample.acceptance_length is None or sample.acceptance_length > OFF_ACCEPTANCE_LENGTH:
         return False
     if sample.num_speculative_tokens == 0:
         return True

@@ -6,7 +6,7 @@ import math
 
 import msgspec
 
-from detector.observation import Ending, Observation, Quality
+from detector.observation import Ending, Observation, Quality, Source
 
 MIN_JUDGED_TOKENS = 16
 """An answer that the client broke off before this many tokens is not judged."""
@@ -29,6 +29,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     upper_bound: bool = False
     """The acceptance is at most what is given."""
     num_speculative_tokens: int | None = None
+    drafts_counted: bool = False
+    """The engine counted verify steps with drafts for this answer."""
     verify_steps: float | None = None
     step_seconds: float | None = None
     """Without the longest gap, so that one stall does not read as slow steps."""
@@ -72,6 +74,7 @@ def sample_of(observation: Observation) -> Sample | None:
         chain_length=chain_length,
         upper_bound=upper_bound,
         num_speculative_tokens=observation.num_speculative_tokens,
+        drafts_counted=observation.acceptance_source in (Source.ENGINE, Source.COUNTERS),
         verify_steps=steps,
         step_seconds=None if step_seconds is None or moving is None else step_seconds * moving,
         decode_tokens_per_second=None if rate is None or moving is None else rate / moving,

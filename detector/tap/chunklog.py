@@ -12,7 +12,7 @@ import math
 from itertools import pairwise
 from typing import Any, TypeGuard
 
-from detector.observation import Ending, Observation, RequestFacts, SpeculationCounts
+from detector.observation import Ending, Observation, RequestFacts, SpeculationCounts, Step
 from detector.tap.dialects import Event, Kind
 from detector.tap.engine_figures import count, members
 from detector.tap.meter import Meter
@@ -27,18 +27,18 @@ def observe_chunk_log_request(
     request_id: str = "",
     backend: str = "",
     started: float | None = None,
-) -> Observation:
-    """The Observation that a proxy would have made of the recorded stream.
+) -> tuple[Observation, list[Step]]:
+    """The Observation that a proxy would have made of the recorded stream, and its content events.
 
-    ``started`` is the monotonic second at which the request was sent; without it the record's ``unix_time`` is taken,
-    or 0. Entries that do not raise the token count are not steps: the role chunk at the beginning, the usage chunk at
+    ``started`` is the monotonic second at which the request was sent; without it the record's ``unix_time``, the time
+    at which the record was written, gives it, or it is 0. Entries that do not raise the token count are not steps: the role chunk at the beginning, the usage chunk at
     the end.
 
     Raises ValueError, naming the entry, if ``chunks`` is missing or is not what it should be.
     """
     chunks = _chunks(record)
     unix_time = record.get("unix_time")
-    sent_unix = float(unix_time) if _is_number(unix_time) else 0.0
+    sent_unix = float(unix_time) - (chunks[-1][0] if chunks else 0.0) if _is_number(unix_time) else 0.0
     begin = sent_unix if started is None else started
     meter = Meter(
         RequestFacts(route="chat", stream=True, usage_asked=True, token_counts_asked=True),
@@ -50,22 +50,25 @@ def observe_chunk_log_request(
     )
     meter.sent(begin)
     meter.head(begin, 200, "text/event-stream")
+    steps: list[Step] = []
     at, tokens_before = begin, 0
     for seconds, tokens in chunks:
         at = max(at, begin + seconds)
         kind: Kind = "content" if tokens > tokens_before else "usage" if tokens_before else "role"
         meter.event(at, Event(kind=kind, completion_tokens=max(tokens, tokens_before)))
         tokens_before = max(tokens, tokens_before)
+        steps += meter.drain_steps()
     meter.event(at, Event(kind="done", choices=()))
     counters = members(record.get("counters_delta"))
     alone = counters.get("generation_tokens_total") == tokens_before
-    return meter.finish(
+    observation = meter.finish(
         at,
         Ending.COMPLETE,
         counters=_speculation(counters) if alone else None,
         num_speculative_tokens=_served_draft_length(header),
         counted_decode_seconds=_number(counters, "request_decode_time_seconds_sum") if alone else None,
     )
+    return observation, steps
 
 
 def _chunks(record: dict[str, Any]) -> list[tuple[float, int]]:

@@ -22,7 +22,9 @@ from detector.policy_config import Mode, PolicyConfig
 from detector.transitions import GUARDS, IGNORED, TRANSITIONS, Event, State, transition_diagram
 from detector.verdict import Cause, Phase, Verdict
 
-ACT = PolicyConfig(mode=Mode.ACT, primary="dflash", fallback="plain", dwell_jitter_share=0.0)
+ACT = PolicyConfig(
+    mode=Mode.ACT, primary="dflash", fallback="plain", dwell_seconds=2.0, dwell_factor=2.0, dwell_jitter_share=0.0
+)
 CANARY_RESULTS = (Event.CANARY_HEALTHY, Event.CANARY_DEGRADED, Event.CANARY_FAILED)
 
 

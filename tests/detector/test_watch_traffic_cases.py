@@ -33,19 +33,20 @@ def test_published_control_without_a_cycle():
     assert not any(degraded)
 
 
-@pytest.mark.parametrize("dropped", range(4))
-def test_h200_cycle_is_found_whole(dropped):
-    """Four episodes; the answer of transition dates the onset, the first collapsed one alarms."""
+@pytest.mark.parametrize("dropped", range(30))
+def test_h200_cycle_is_found_from_wherever_the_watch_starts(dropped):
+    """The answer of transition dates the onset, one of the next two alarms. A collapse needs three healthy answers, to
+    be compared with, before it; one of which there were fewer may be missed, but never spoils those after it."""
     answers = [observation for observation, _ in h200("k8_cycle_by_request")][dropped:]
-    watch, _ = watched(answers)
-    assert [(onset - 5 + dropped, end - 9 + dropped) for onset, _, end in found(watch)] == [
-        (0, 0),
-        (10, 10),
-        (20, 20),
-        (30, 30),
-    ][0 if dropped <= 2 else 1 :]
-    for episode in watch.episodes:
-        assert episode.detected_request <= episode.onset_request + 1
+    watch, degraded = watched(answers)
+    onsets = [onset for onset in (5, 15, 25, 35) if onset - dropped >= 3]
+    full = [episode for episode in watch.episodes if episode.onset_request + dropped >= onsets[0]]
+    assert [(episode.onset_request + dropped, episode.end_request + dropped) for episode in full] == [
+        (onset, onset + 4) for onset in onsets
+    ]
+    assert not any(flag for index, flag in enumerate(degraded, dropped) if index % 10 not in (5, 6, 7, 8))
+    for episode in full:
+        assert 1 <= episode.detected_request - episode.onset_request <= 2
         assert episode.cause is Cause.ACCEPTANCE_COLLAPSE
         assert episode.acceptance_length == pytest.approx(1.2, abs=0.1)
         assert episode.step_seconds == pytest.approx(0.0065, abs=0.0005)
@@ -76,7 +77,7 @@ def test_collapses_in_mixed_traffic_are_found_with_their_cause(collapsed_as, cau
 
     watch, degraded = watched(deployed(560, seed, collapsed=collapsed))
     hits = [start for start in range(66, 560, 10) if any(degraded[start : start + 4])]
-    assert len(hits) >= 48  # of 50
+    assert len(hits) >= 45  # of 50
     blamed = [episode.cause for episode in watch.episodes if episode.onset_request >= 60]
     assert blamed.count(cause) >= 0.9 * len(blamed)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tap_captures import names, read
 
-from detector.observation import Ending, Quality, Source
+from detector.observation import Ending, Observation, Quality, Source
 from detector.tap.chunklog import observe_chunk_log_request
 
 LOGS = names("k*.jsonl")
@@ -24,12 +24,17 @@ def test_all_logs_are_there() -> None:
     assert sum(len(records(name)[1]) for name in LOGS) == 92
 
 
+def observe(*arguments: Any, **named: Any) -> Observation:
+    """The Observation alone."""
+    return observe_chunk_log_request(*arguments, **named)[0]
+
+
 @pytest.mark.parametrize("name", LOGS)
 def test_every_request_agrees_with_the_counters(name: str) -> None:
     header, requests = records(name)
     draft = int(name[1:].split("_")[0].split(".")[0])
     for record in requests:
-        seen, counters = observe_chunk_log_request(record, header), record["counters_delta"]
+        seen, counters = observe(record, header), record["counters_delta"]
         steps = counters["inter_token_latency_seconds_count"]
         assert seen.verify_steps == steps
         assert seen.num_speculative_tokens == draft
@@ -69,15 +74,17 @@ def request(chunks: Any, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_role_and_usage_chunks_may_be_missing_or_repeated(chunks: list[list[float]]) -> None:
-    seen = observe_chunk_log_request(request(chunks), {})
+    seen = observe(request(chunks), {})
     assert (seen.verify_steps, seen.acceptance_length) == (2, 3.0)
     assert seen.step_seconds == pytest.approx(0.1)
-    assert (seen.request_id, seen.started_unix, seen.ttft_seconds) == ("4", 1000.0, pytest.approx(0.1))
+    assert (seen.request_id, seen.ttft_seconds) == ("4", pytest.approx(0.1))
+    assert seen.started_unix == pytest.approx(1000.0 - chunks[-1][0])
+    assert seen.ended == pytest.approx(1000.0)
 
 
 @pytest.mark.parametrize("chunks", [[], [[0.1, 0]], [[0.1, 1]], [[0.1, 1], [0.2, 2]]])
 def test_too_little_to_tell(chunks: list[list[float]]) -> None:
-    seen = observe_chunk_log_request(request(chunks), {}, request_id="x", backend="b", started=5.0)
+    seen = observe(request(chunks), {}, request_id="x", backend="b", started=5.0)
     assert (seen.acceptance_length, seen.step_seconds) == (None, None)
     assert (seen.request_id, seen.backend, seen.started) == ("x", "b", 5.0)
 
@@ -90,17 +97,13 @@ def test_merged_entries_are_noticed_and_the_counters_decide() -> None:
         "spec_decode_num_drafts_total": 4.0,
         "spec_decode_num_accepted_tokens_total": 5.0,
     }
-    alone = observe_chunk_log_request(request(chunks), header)
+    alone = observe(request(chunks), header)
     assert (alone.acceptance_quality, alone.merged_events) == (Quality.UPPER_BOUND, 1)
-    counted = observe_chunk_log_request(request(chunks, counters_delta=counters), header)
+    counted = observe(request(chunks, counters_delta=counters), header)
     assert (counted.acceptance_source, counted.acceptance_length) == (Source.COUNTERS, 2.25)
-    shared = observe_chunk_log_request(
-        request(chunks, counters_delta=counters | {"generation_tokens_total": 30}), header
-    )
+    shared = observe(request(chunks, counters_delta=counters | {"generation_tokens_total": 30}), header)
     assert shared.acceptance_source is Source.CADENCE
-    broken = observe_chunk_log_request(
-        request(chunks, counters_delta=counters | {"spec_decode_num_drafts_total": "four"}), header
-    )
+    broken = observe(request(chunks, counters_delta=counters | {"spec_decode_num_drafts_total": "four"}), header)
     assert broken.acceptance_source is Source.CADENCE
 
 
@@ -115,7 +118,7 @@ def test_merged_entries_are_noticed_and_the_counters_decide() -> None:
     ],
 )
 def test_draft_length_of_the_served_command(header: dict[str, Any], draft: int | None) -> None:
-    assert observe_chunk_log_request(request([[0.1, 1]]), header).num_speculative_tokens == draft
+    assert observe(request([[0.1, 1]]), header).num_speculative_tokens == draft
 
 
 @pytest.mark.parametrize(
@@ -132,4 +135,4 @@ def test_draft_length_of_the_served_command(header: dict[str, Any], draft: int |
 )
 def test_a_broken_record_is_named(record: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError, match=what):
-        observe_chunk_log_request(record, {})
+        observe(record, {})

@@ -1,0 +1,135 @@
+"""Evidence of one answer and of one step."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detector.stats.baseline import Baseline
+from detector.stats.collapse import Floor, StepRule, floor_of, is_low, step_gains, weigh
+from detector.stats.sample import Sample, chain_acceptance
+from detector.verdict import Cause
+
+FLOOR = Floor(0.6, 0.288)
+
+
+def sample(accepted=3.5, *, steps=200.0, each_step=0.02, depth=8, **changes):
+    fields = {
+        "started": 0.0,
+        "in_flight": 1,
+        "acceptance_length": 1 + accepted,
+        "conditional_acceptance": chain_acceptance(accepted, depth),
+        "chain_length": depth,
+        "num_speculative_tokens": depth,
+        "verify_steps": steps,
+        "step_seconds": each_step,
+        "decode_tokens_per_second": (1 + accepted) / each_step,
+        "tokens": steps * (1 + accepted),
+    }
+    return Sample(**(fields | changes))
+
+
+def baseline(accepted=3.5, depth=8, answers=20):
+    learned = Baseline()
+    for _ in range(answers):
+        learned.learn(sample(accepted, depth=depth))
+    return learned
+
+
+def test_without_a_reference_there_is_no_evidence():
+    assert weigh(sample(0.0), Baseline()) is None
+
+
+@pytest.mark.parametrize("accepted", [1.5, 2.2, 5.0, 8.0])
+def test_healthy_content_speaks_against_a_collapse(accepted):
+    assert weigh(sample(accepted), baseline()).nats < 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 15])
+def test_the_floor_fits_each_depth(depth):
+    """A drafter at 0.8 of each position is healthy and one at 0.1 is dead, however many positions there are."""
+    healthy = sum(0.8**position for position in range(1, depth + 1))
+    dead = sum(0.1**position for position in range(1, depth + 1))
+    assert weigh(sample(healthy, depth=depth), baseline(healthy, depth)).nats < -1
+    evidence = weigh(sample(dead, depth=depth, steps=500.0), baseline(healthy, depth))
+    assert evidence.nats > 3
+    assert evidence.cause is Cause.ACCEPTANCE_COLLAPSE
+
+
+def test_longer_answers_weigh_more_and_none_too_much():
+    weights = [weigh(sample(0.08, steps=steps), baseline()).nats for steps in (5.0, 50.0, 500.0, 5000.0)]
+    assert weights == sorted(weights)
+    assert weights[0] < 1
+    assert weights[2] == weights[3] == 6.0
+
+
+def test_a_poor_drafter_has_a_floor_of_its_own():
+    assert floor_of(baseline(0.39)).worst_healthy == pytest.approx(0.75 * chain_acceptance(0.39, 8))
+    assert floor_of(baseline()).worst_healthy == 0.6
+    assert floor_of(baseline(0.0)) is None
+
+
+def test_an_upper_bound_counts_only_where_it_is_low():
+    only_acceptance = {"upper_bound": True, "step_seconds": None, "decode_tokens_per_second": None}
+    assert weigh(sample(0.05, **only_acceptance), baseline()).nats > 3
+    assert weigh(sample(3.5, **only_acceptance), baseline()) is None
+
+
+def test_slow_steps_of_one_answer_are_not_enough_for_an_alarm():
+    evidence = weigh(sample(each_step=0.2), baseline())
+    assert (evidence.nats, evidence.cause) == (4.0, Cause.STEP_INFLATION)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5, 1.99])
+def test_steps_up_to_twice_as_slow_are_no_evidence(factor):
+    assert weigh(sample(each_step=0.02 * factor), baseline()).nats <= 0
+
+
+def test_the_rate_decides_only_where_nothing_else_is_known():
+    unknown = {"acceptance_length": None, "conditional_acceptance": None, "step_seconds": None}
+    evidence = weigh(sample(decode_tokens_per_second=60.0, **unknown), baseline())
+    assert evidence.nats > 5.3
+    assert evidence.cause is Cause.UNKNOWN
+    assert weigh(sample(decode_tokens_per_second=0.61 * 225, **unknown), baseline()).nats <= 0
+    assert weigh(sample(decode_tokens_per_second=60.0), baseline()).nats < 0
+
+
+@given(drops=st.lists(st.floats(0.02, 2.0), min_size=2, max_size=2, unique=True))
+def test_a_deeper_drop_of_the_rate_is_no_weaker_evidence(drops):
+    unknown = {"acceptance_length": None, "conditional_acceptance": None, "step_seconds": None}
+    deep, shallow = (
+        weigh(sample(decode_tokens_per_second=225.0 * share, **unknown), baseline()).nats for share in sorted(drops)
+    )
+    assert deep >= shallow - 0.2
+
+
+def test_is_low_by_any_factor():
+    reference = baseline()
+    assert not is_low(sample(), reference)
+    assert is_low(sample(1.0), reference)
+    assert is_low(sample(each_step=0.04), reference)
+    rate = {"acceptance_length": None, "step_seconds": None}
+    assert is_low(sample(decode_tokens_per_second=100.0, **rate), reference)
+    assert not is_low(sample(decode_tokens_per_second=200.0, **rate), reference)
+    assert not is_low(sample(decode_tokens_per_second=None, **rate), reference)
+
+
+@pytest.mark.parametrize(("depth", "entries"), [(None, 4), (8, 4), (3, 4), (2, 3), (1, 2)])
+def test_step_gains_cover_what_a_step_can_accept(depth, entries):
+    gains = step_gains(FLOOR, depth)
+    assert len(gains) == entries
+    assert list(gains) == sorted(gains, reverse=True)
+    assert gains[0] > 0 > gains[-1]
+
+
+def test_the_step_rule_needs_a_run_and_starts_again():
+    rule, gains = StepRule(), step_gains(FLOOR, 8)
+    alarms = [number for number in range(1, 500) if rule.update(0, gains)]
+    assert alarms[0] == pytest.approx(85, abs=3)
+    assert alarms[1] == 2 * alarms[0]
+
+
+def test_the_step_rule_never_falls_below_zero():
+    rule, gains = StepRule(), step_gains(FLOOR, 8)
+    for _ in range(1000):
+        assert not rule.update(8, gains)
+    assert rule.nats == 0.0

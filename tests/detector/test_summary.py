@@ -1,0 +1,83 @@
+"""The object that ``specbreaker detect --json`` prints."""
+
+import itertools
+import json
+
+import pytest
+from watch_traffic import CHAT, DEAD, Clock, h200, published
+
+from detector.observation import Ending
+from detector.summary import summarise
+from detector.watch import WatchConfig
+
+
+def test_published_cycle():
+    summary = summarise(published("dflash_n8"), WatchConfig())
+    assert summary == {
+        "requests": 10,
+        "time_weighted_tok_s": pytest.approx(115.9, abs=0.05),
+        "episodes": [
+            {
+                "onset_request": 5,
+                "onset_step": None,
+                "detected_request": 5,
+                "detected_step": None,
+                "end_request": 9,
+                "cause": "unknown",
+                "acceptance_length": None,
+                "step_seconds": None,
+                "tokens_lost": None,
+            }
+        ],
+        "cycle": {"verdict": "undetermined", "clock": None, "period": None, "e_value": None, "p_value": None},
+        "alarms_budget": {"mean_requests_between_false_alarms": 200.0},
+    }
+
+
+def test_h200_cycle_is_tokens_over_time_and_plain_json():
+    answers = [observation for observation, _ in h200("k8_cycle_by_request")]
+    summary = summarise(answers, WatchConfig())
+    tokens = sum(answer.decode_tokens_per_second * answer.decode_seconds for answer in answers)
+    seconds = sum(answer.decode_seconds for answer in answers)
+    assert summary["time_weighted_tok_s"] == pytest.approx(tokens / seconds)
+    assert len(summary["episodes"]) == 4
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_with_their_steps_the_collapse_is_seen_inside_the_answer():
+    answers, steps = zip(*h200("k8_cycle_by_request"), strict=True)
+    assert all(one.ended <= two.started + 0.001 for one, two in itertools.pairwise(answers))
+    summary = summarise(answers, WatchConfig(), steps)
+    places = [
+        (episode["onset_request"] // 10, episode["detected_request"] % 10, episode["end_request"])
+        for episode in summary["episodes"]
+    ]
+    assert places == [(0, 6, 9), (1, 6, 19), (2, 6, 29), (3, 6, 39)]
+    assert all(1 <= episode["detected_step"] <= 150 for episode in summary["episodes"])
+    assert {episode["cause"] for episode in summary["episodes"]} == {"acceptance_collapse"}
+
+
+def test_requests_are_numbered_over_all_backends_and_canaries_are_not():
+    first, second = Clock("first"), Clock("second")
+    answers = []
+    for content in [CHAT] * 10 + [DEAD] * 2:
+        answers += [second.answer(), first.answer(content), first.answer(canary=True, ending=Ending.UPSTREAM_TIMEOUT)]
+    answers.append(first.answer(canary=True))
+    summary = summarise(answers, WatchConfig())
+    assert summary["requests"] == 24
+    (episode,) = summary["episodes"]
+    assert (episode["onset_request"], episode["end_request"]) == (21, 24)
+
+
+def test_nothing_measured():
+    clock = Clock()
+    summary = summarise([clock.answer(ending=Ending.CONNECT_FAILED, decode_tokens_per_second=None)], WatchConfig())
+    assert (summary["requests"], summary["time_weighted_tok_s"], summary["episodes"]) == (1, None, [])
+    assert summarise([], WatchConfig())["requests"] == 0
+
+
+def test_answers_without_a_length_do_not_count_where_others_have_one():
+    clock = Clock()
+    lengthless = clock.answer(decode_tokens_per_second=1.0, decode_seconds=None, completion_tokens=None)
+    known = clock.answer(decode_tokens_per_second=100.0, decode_seconds=None, completion_tokens=1000)
+    assert summarise([lengthless, known], WatchConfig())["time_weighted_tok_s"] == pytest.approx(100.0)
