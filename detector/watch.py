@@ -315,6 +315,7 @@ class Watch:
         numbers: dict[str, float | None] = {
             "evidence_nats": state.nats,
             "alarm_nats": math.log(self._config.mean_requests_between_false_alarms),
+            "step_evidence_nats": state.step_rule.nats or None,
             "reference_acceptance_length": reference.acceptance_length,
             "reference_step_seconds": reference.step_seconds,
             "reference_decode_tokens_per_second": reference.decode_tokens_per_second,

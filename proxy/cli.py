@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -18,6 +19,8 @@ from proxy.serve import Proxy, describe, serve
 from proxy.version import VERSION
 from replay.detect import detect_command
 from replay.emulator.cli import emulate_command
+
+log = logging.getLogger("specbreaker.serve")
 
 
 class _Group(click.Group):
@@ -97,7 +100,7 @@ async def _demonstrate(settings: config.Config, path: str | None, values: dict[s
         demo = {"policy.mode": values.get("policy.mode") or "act", "measure.ask_token_counts": True}
         flags = {**values, **demo, "backends": _backends(*urls)}
         settings = config.load(path, environment=os.environ, flags=flags)
-        click.echo("no --upstream: a demonstration with an emulated engine that collapses as published", err=True)
+        _say(settings, "no --upstream: a demonstration with an emulated engine that collapses as published")
         await serve(settings, _announce)
 
 
@@ -110,10 +113,18 @@ async def _emulators() -> AsyncIterator[tuple[str, str]]:
 
 
 def _announce(proxy: Proxy) -> None:
-    policy = proxy.control.policy
-    click.echo(f"ready: base_url {proxy.url}/v1 (any OpenAI client), admin {proxy.admin_url}/", err=True)
+    settings, policy = proxy.control.config, proxy.control.policy
+    _say(settings, f"ready: base_url {proxy.url}/v1 (any OpenAI client), admin {proxy.admin_url}/")
     if policy.fallback is not None and policy.mode != "act":
-        click.echo(f"mode {policy.mode}: nothing is switched; --mode act does it", err=True)
+        _say(settings, f"mode {policy.mode}: nothing is switched; --mode act does it")
+
+
+def _say(settings: config.Config, text: str) -> None:
+    """To people as it is, to machines as a log line."""
+    if settings.log.format == "json":
+        log.info(text)
+    else:
+        click.echo(text, err=True)
 
 
 @main.group("config")

@@ -106,7 +106,7 @@ class Policy(Section, frozen=True):
     dwell_seconds: Seconds = 2.0
     """After a switch, how long the fallback serves before the first canary is sent to the primary."""
     max_backoff_seconds: Seconds = 60.0
-    """Failed canaries double the wait up to here."""
+    """Each failed canary lengthens the wait by half, up to here."""
     canary_max_tokens: Annotated[int, msgspec.Meta(ge=16)] = 128
     """Tokens that a canary asks the primary for."""
     canary_prompt: str = "Write the numbers from one to one hundred as words, separated by commas."

@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping
+from typing import Final
 
 import aiohttp
 
@@ -25,6 +26,9 @@ from proxy.recording import Recording
 from proxy.routing import Routing
 from proxy.upstream import Backend
 
+FAILURES_TO_LEAVE: Final = 2
+"""Answers in a row that the engine failed before traffic leaves it. One may be an accident of that request."""
+
 log = logging.getLogger("specbreaker.control")
 
 
@@ -40,6 +44,7 @@ class Watched:
         self.model: str | None = None
         """Model name of the last answer, for canaries."""
         self.last: Observation | None = None
+        self.failures_in_a_row = 0
         self.episodes_counted = 0
 
 
@@ -120,6 +125,17 @@ class Control:
         signal = signal_of(observation, verdict, self.policy)
         if signal is not None:
             self._decide(signal)
+        self._count_failures(watched, observation)
+
+    def _count_failures(self, watched: Watched, observation: Observation) -> None:
+        """An engine that fails answer after answer is left like a collapsed one: a canary finds out when it is back."""
+        failed = observation.ending.failed or (observation.status or 0) >= 500
+        watched.failures_in_a_row = watched.failures_in_a_row + 1 if failed else 0
+        name = watched.backend.name
+        if watched.failures_in_a_row >= FAILURES_TO_LEAVE and name in (self.policy.primary, self.policy.fallback):
+            primary = name == self.policy.primary
+            event = PolicyEvent.PRIMARY_DEGRADED if primary else PolicyEvent.FALLBACK_DEGRADED
+            self._decide(Signal(event=event, answer_started=observation.started))
 
     def _stepped(self, event: Stepped) -> None:
         watched = self.watched[event.backend]

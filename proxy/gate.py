@@ -47,7 +47,7 @@ CONTROL_ROUTES: Final = frozenset(
         "/weight_info",
     }
 )
-"""Routes that steer an engine, or run it past its key check; vLLM guards none of them with --api-key."""
+"""Routes that steer an engine, or run it past its key check. vLLM guards none but those under /v1 with --api-key."""
 
 _PLAIN_PATH: Final = re.compile(r"(?:/[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)+")
 """Paths that are normal already, which is nearly all of them."""

@@ -44,7 +44,7 @@ class Gateway:
         self.connections: set[ClientConnection] = set()
         self.draining = False
         self.drained = asyncio.Event()
-        """Set when a request ends while draining and no other is in flight."""
+        """Set when the last connection is gone while draining: every answer was delivered."""
         self._gate = gate
         self._metrics = metrics
         self._events = events
@@ -75,15 +75,17 @@ class Gateway:
     def finished(self, exchange: Exchange, at: float, ending: Ending) -> None:
         """An exchange is over."""
         backend = exchange.backend.name if exchange.backend is not None else "none"
-        self._metrics.request(backend, exchange.head.status if exchange.head is not None else None, ending)
+        status = exchange.head.status if exchange.head is not None else None
         if exchange.tap is not None:
-            self.measurement.finish(exchange.tap, at, ending)
+            self.measurement.finish(exchange.tap, at, status, ending)
+        else:
+            self._metrics.request(backend, status, ending)
         if ending.failed:
             log.warning("request %s on %s: %s", exchange.request.request_id, backend, ending.replace("_", " "))
 
-    def request_ended(self) -> None:
-        """A connection has no request any more."""
-        if self.draining and not self.in_flight:
+    def connection_ended(self) -> None:
+        """A client's connection is gone."""
+        if self.draining and not self.connections:
             self.drained.set()
 
     @property

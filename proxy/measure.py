@@ -10,10 +10,11 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
-from detector.observation import Ending, Observation, RequestFacts, Step
+from detector.observation import Ending, RequestFacts, Step
 from detector.tap.http1 import ResponseHead
 from detector.tap.meter import Meter
 from proxy.events import Events, Measured, Stepped
+from proxy.metrics import Metrics
 from proxy.probes import NOTHING_COUNTED, Counted, Probe
 from proxy.recording import Recording
 
@@ -47,6 +48,8 @@ class Tap:
         self.response_bytes = 0
         self.broken = False
         self._measurement = measurement
+        self._head: tuple[float, ResponseHead] | None = None
+        self._pauses: list[tuple[float, float]] = []
         self._marks: list[tuple[float, bytes]] = []
         self._held = 0
 
@@ -72,9 +75,7 @@ class Tap:
 
     def head(self, at: float, head: ResponseHead) -> None:
         """The response head arrived."""
-        if self.meter is not None:
-            content_type = head.content_type.decode("latin-1")
-            self.meter.head(at, head.status, content_type, head.content_encoding.decode("latin-1"))
+        self._head = (at, head)
 
     def mark(self, at: float, payload: bytes) -> None:
         """A piece of the body, as the engine sent it, and when."""
@@ -85,18 +86,28 @@ class Tap:
 
     def paused(self, start: float, end: float) -> None:
         """The engine was not read in between, because the client was slow."""
-        if self.meter is not None:
-            self.meter.paused(start, end)
+        self._pauses.append((start, end))
 
-    def feed_meter(self) -> list[Step]:
-        """Give the meter what has arrived; return the new steps."""
+    def feed_meter(self, *, ended: bool) -> list[Step]:
+        """Give the meter what has arrived; return the new steps. ended: nothing more will."""
         marks, self._marks, self._held = self._marks, [], 0
+        pauses, self._pauses = self._pauses, []
+        begun, self._head = self._head, None
         meter = self.meter
-        if meter is None or not marks:
+        if meter is None:
             return []
+        if begun is not None:
+            at, head = begun
+            content_type = head.content_type.decode("latin-1")
+            meter.head(at, head.status, content_type, head.content_encoding.decode("latin-1"))
+        for start, end in pauses:
+            meter.paused(start, end)
         for at, payload in marks:
             self.response_bytes += len(payload)
             meter.feed(at, payload)
+        if ended:
+            meter.concurrency(self.peak_in_flight)
+            meter.end()
         steps = meter.drain_steps()
         room = MAX_RECORDED_STEPS - len(self.steps)
         self.steps.extend(steps[:room])
@@ -107,12 +118,13 @@ class Tap:
 class Measurement:
     """Reads all taps, and turns finished ones into Observations."""
 
-    def __init__(self, events: Events, recording: Recording, interval_seconds: float) -> None:
+    def __init__(self, events: Events, recording: Recording, metrics: Metrics, interval_seconds: float) -> None:
         self._events = events
+        self._metrics = metrics
         self._recording = recording
         self._interval_seconds = interval_seconds
         self._running: set[Tap] = set()
-        self._finished: list[tuple[Tap, float, Ending]] = []
+        self._finished: list[tuple[Tap, float, int | None, Ending]] = []
         self._wake = asyncio.Event()
         self._counting: set[asyncio.Task[None]] = set()
         self.probes: dict[str, Probe] = {}
@@ -126,10 +138,10 @@ class Measurement:
         self._recording.request(exchange.request, facts, tap.started, exchange.body)
         return tap
 
-    def finish(self, tap: Tap, at: float, ending: Ending) -> None:
+    def finish(self, tap: Tap, at: float, status: int | None, ending: Ending) -> None:
         """Called by the hot path when the answer has ended, in whatever way."""
         self._running.discard(tap)
-        self._finished.append((tap, at, ending))
+        self._finished.append((tap, at, status, ending))
         self._wake.set()
 
     async def run(self) -> None:
@@ -148,15 +160,16 @@ class Measurement:
                 for tap in tuple(self._running):
                     self.read(tap)
             finished, self._finished = self._finished, []
-            for tap, at, ending in finished:
-                self._finish(tap, at, ending)
+            for tap, at, status, ending in finished:
+                if not self._finish(tap, at, ending):
+                    self._count(tap, status, ending)
 
-    def read(self, tap: Tap) -> None:
+    def read(self, tap: Tap, *, ended: bool = False) -> None:
         """Read what has arrived of one answer."""
         if tap.broken:
             return
         try:
-            steps = tap.feed_meter()
+            steps = tap.feed_meter(ended=ended)
         except Exception as error:  # noqa: BLE001 - measuring must never disturb an answer
             self._broken(tap, error)
             return
@@ -165,12 +178,11 @@ class Measurement:
                 Stepped(tap.backend.name, tap.backend.generation, tap.request_id, tap.started, tuple(steps))
             )
 
-    def _finish(self, tap: Tap, at: float, ending: Ending) -> None:
-        self.read(tap)
+    def _finish(self, tap: Tap, at: float, ending: Ending) -> bool:
+        """Measure an answer that has ended; False where that cannot be done."""
+        self.read(tap, ended=True)
         if tap.broken or tap.meter is None:
-            return
-        tap.meter.concurrency(tap.peak_in_flight)
-        tap.meter.end()
+            return False
         probe = self.probes.get(tap.backend.name) if tap.backend is not None else None
         if probe is not None and tap.meter.needs_counters and not probe.backend.exchanges:
             task = asyncio.get_running_loop().create_task(self._finish_with_counters(tap, at, ending, probe))
@@ -178,6 +190,7 @@ class Measurement:
             task.add_done_callback(self._counting.discard)
         else:
             self._emit(tap, at, ending, NOTHING_COUNTED)
+        return True
 
     async def _finish_with_counters(self, tap: Tap, at: float, ending: Ending, probe: Probe) -> None:
         assert tap.meter is not None
@@ -198,13 +211,14 @@ class Measurement:
             )
         except Exception as error:  # noqa: BLE001 - measuring must never disturb an answer
             self._broken(tap, error)
+            self._count(tap, None, ending)
             return
-        self.observed(observation)
+        self._count(tap, observation.status, observation.ending)
+        self._events.put(Measured(observation))
         self._recording.response(observation, tap.steps, tap.steps_omitted, tap.response_bytes)
 
-    def observed(self, observation: Observation) -> None:
-        """Hand an Observation to the control task."""
-        self._events.put(Measured(observation))
+    def _count(self, tap: Tap, status: int | None, ending: Ending) -> None:
+        self._metrics.request(tap.backend.name if tap.backend is not None else "none", status, ending)
 
     def _broken(self, tap: Tap, error: Exception) -> None:
         tap.broken = True

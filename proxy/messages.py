@@ -133,6 +133,13 @@ def request_head(
     return b"".join(lines)
 
 
+def head_without_upgrade(request: Request) -> bytes:
+    """The head as the client sent it, without its offer to switch to another protocol."""
+    version = b"1.0" if request.http_1_0 else b"1.1"
+    fields = b"".join(b"%s: %s\r\n" % (name, value) for lower, name, value in request.fields if lower != b"upgrade")
+    return b"%s %s HTTP/%s\r\n%s\r\n" % (request.method, request.target, version, fields)
+
+
 def _request_framing(request: Request, body_length: int | None) -> bytes:
     if request.upgrade:
         upgrade = request.field(b"upgrade") or b"websocket"

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 
@@ -60,7 +61,7 @@ class Proxy:
         for connection in tuple(self.gateway.connections):
             if not connection.busy:
                 connection.close()
-        if self.gateway.in_flight:
+        if self.gateway.connections:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.server.drain_seconds):
                     await self.gateway.drained.wait()
@@ -74,7 +75,7 @@ async def running(config: Config) -> AsyncIterator[Proxy]:
     tls = _tls(config)
     backends = {settings.name: Backend(settings) for settings in config.backends}
     recording = Recording(config)
-    measurement = Measurement(events, recording, config.measure.interval_seconds)
+    measurement = Measurement(events, recording, metrics, config.measure.interval_seconds)
     gateway = Gateway(config, gate, tuple(backends.values()), measurement, metrics, events)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(recording.close)
@@ -92,13 +93,15 @@ async def running(config: Config) -> AsyncIterator[Proxy]:
             if backend.settings.metrics
         ]
         measurement.probes = {probe.backend.name: probe for probe in probes}
-        tasks = [control.run(), measurement.run(), gateway.sweep(), *(probe.run() for probe in probes)]
-        stack.push_async_callback(_stop, [asyncio.get_running_loop().create_task(task) for task in tasks])
+        tasks: list[asyncio.Task[None]] = []
+        stack.push_async_callback(_stop, tasks)
         admin_url = await _listen_admin(stack, config, Admin(control, gateway, metrics, recording))
         server, url = await _listen(config, gateway, tls)
         proxy = Proxy(gateway, control, url, admin_url, config)
         proxy.listens_with(server)
         stack.push_async_callback(_close, server, gateway)
+        for work in (control.run(), measurement.run(), gateway.sweep(), *(probe.run() for probe in probes)):
+            tasks.append(asyncio.get_running_loop().create_task(work))
         yield proxy
 
 
@@ -109,7 +112,7 @@ async def _listen(config: Config, gateway: Gateway, tls: ssl.SSLContext | None) 
             lambda: ClientConnection(gateway), host, port, ssl=tls, backlog=BACKLOG
         )
     except OSError as error:
-        raise ConfigError(f"server.listen: {config.server.listen}: {os.strerror(error.errno or 0)}") from None
+        raise ConfigError(f"server.listen: {config.server.listen}: {_reason(error)}") from None
     return server, _url(server.sockets[0].getsockname(), "https" if tls else "http")
 
 
@@ -122,8 +125,15 @@ async def _listen_admin(stack: contextlib.AsyncExitStack, config: Config, admin:
     try:
         await site.start()
     except OSError as error:
-        raise ConfigError(f"server.admin: {config.server.admin}: {os.strerror(error.errno or 0)}") from None
+        raise ConfigError(f"server.admin: {config.server.admin}: {_reason(error)}") from None
     return _url(runner.addresses[0], "http")
+
+
+def _reason(error: OSError) -> str:
+    """The system's own words; event loops put a whole sentence into strerror."""
+    if isinstance(error, socket.gaierror):
+        return error.strerror or str(error)
+    return os.strerror(error.errno or 0)
 
 
 def _url(address: tuple[object, ...], scheme: str) -> str:

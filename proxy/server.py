@@ -69,7 +69,7 @@ class ClientConnection(asyncio.Protocol):
         """The client hung up: the engine must not go on for nobody."""
         self._closed = True
         self.gateway.connections.discard(self)
-        self.gateway.request_ended()
+        self.gateway.connection_ended()
         self._waiting.clear()
         if self._exchange is not None:
             exchange, self._exchange = self._exchange, None
@@ -100,7 +100,13 @@ class ClientConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._early_tunnel_bytes += data[upgrade.args[0] :]
+            rest = data[upgrade.args[0] :]
+            if self._offers_another_protocol():
+                # The parser takes the body for the other protocol; without the offer it reads it as a body.
+                self._parser = httptools.HttpRequestParser(self)
+                self.data_received(messages.head_without_upgrade(self._incoming) + rest)
+                return
+            self._early_tunnel_bytes += rest
         except httptools.HttpParserError as error:
             self._refuse_connection(400, f"the request is not HTTP/1.1: {error}", "BadRequestError")
             return
@@ -141,12 +147,19 @@ class ClientConnection(asyncio.Protocol):
         request.keep_alive = self._parser.should_keep_alive()
         request.finish_head()
         request.upgrade = self._parser.should_upgrade() and (request.field(b"upgrade") or b"").lower() == b"websocket"
+        if self._offers_another_protocol():
+            return
         if self._current is None and not self._waiting and not self._unread:
             self._start(request)
         else:
             self._waiting.append(request)
             if len(self._waiting) >= MAX_PIPELINED:
                 self.transport.pause_reading()
+
+    def _offers_another_protocol(self) -> bool:
+        """The request being read offers to switch to h2c or the like: it is served as if it did not."""
+        request = self._incoming
+        return bool(self._parser.should_upgrade()) and not request.upgrade and request.method != b"CONNECT"
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
@@ -253,7 +266,6 @@ class ClientConnection(asyncio.Protocol):
     def answered(self, *, close: bool) -> None:
         """The answer is whole: go on with the next request, or close."""
         request, self._current, self._exchange = self._current, None, None
-        self.gateway.request_ended()
         if request is not None and not request.complete:
             self._close_in_the_middle_of_a_body()
             return
@@ -309,7 +321,7 @@ class ClientConnection(asyncio.Protocol):
         return self._current is not None
 
     def sweep(self, now: float) -> None:
-        """Called about once a second: close what has been idle, or slow to ask, for too long."""
+        """Called a few times a second: close what has been idle, or slow to ask, for too long."""
         if now >= self.deadline and (self._exchange is None or self._closed):
             if self._lingering or self._closed:
                 self.abort()

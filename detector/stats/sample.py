@@ -65,7 +65,9 @@ def sample_of(observation: Observation) -> Sample | None:
     decode_seconds = _positive(observation.decode_seconds)
     if decode_seconds is None and tokens is not None and rate is not None:
         decode_seconds = tokens / rate
-    moving = _moving_share(decode_seconds, _positive(observation.longest_gap_seconds))
+    # The engine's own clock does not see a stall on the way here.
+    gap = _positive(observation.longest_gap_seconds) if observation.rate_source is not Source.ENGINE else None
+    moving = _moving_share(decode_seconds, gap)
     return Sample(
         started=observation.started,
         in_flight=max(1, observation.in_flight),

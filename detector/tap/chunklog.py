@@ -31,8 +31,8 @@ def observe_chunk_log_request(
     """The Observation that a proxy would have made of the recorded stream, and its content events.
 
     ``started`` is the monotonic second at which the request was sent; without it the record's ``unix_time``, the time
-    at which the record was written, gives it, or it is 0. Entries that do not raise the token count are not steps: the role chunk at the beginning, the usage chunk at
-    the end.
+    at which the record was written, gives it, or it is 0. Entries that do not raise the token count are not steps:
+    the role chunk at the beginning, the usage chunk at the end.
 
     Raises ValueError, naming the entry, if ``chunks`` is missing or is not what it should be.
     """

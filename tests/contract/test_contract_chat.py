@@ -147,6 +147,14 @@ async def test_logprobs_have_one_entry_per_token(engine):
     assert counted == 40
 
 
+async def test_prompt_logprobs_are_shown_on_demand(engine):
+    body = (await engine.chat(prompt_logprobs=1, max_tokens=2)).json
+    first, *others = body["prompt_logprobs"]
+    assert first is None
+    assert len(others) + 1 == body["usage"]["prompt_tokens"]
+    assert all(list(entry) == ["logprob", "rank", "decoded_token"] for shown in others for entry in shown.values())
+
+
 async def test_a_stop_string_ends_the_answer_and_is_cut_out(engine):
     text = (await engine.chat(temperature=0)).json["choices"][0]["message"]["content"]
     stop = text[12:15]

@@ -100,6 +100,42 @@ async def test_echo_puts_the_prompt_first(engine):
     assert events[0]["choices"][0]["text"].startswith("def add(a, b):")
 
 
+async def test_echo_alone_shows_only_the_prompt(engine):
+    body = (await engine.complete("def add(a, b):", echo=True, max_tokens=0)).json
+    assert body["choices"][0]["text"] == "def add(a, b):"
+
+
+async def test_an_echoed_prompt_has_logprobs_but_for_its_first_token(engine):
+    choice = (await engine.complete("def add(a, b):", echo=True, logprobs=1, max_tokens=4)).json["choices"][0]
+    logprobs = choice["logprobs"]
+    assert logprobs["token_logprobs"][0] is None
+    assert logprobs["top_logprobs"][0] is None
+    assert all(value <= 0 for value in logprobs["token_logprobs"][1:])
+    first, *others = choice["prompt_logprobs"]
+    assert first is None
+    assert len(others) + 1 + 4 == len(logprobs["tokens"])
+    assert all(list(entry) == ["logprob", "rank", "decoded_token"] for shown in others for entry in shown.values())
+
+
+async def test_an_answer_of_one_token_has_no_verify_step(engine):
+    *_, last = (await engine.complete(max_tokens=1, stream=True, stream_options={"include_usage": True})).events
+    speculation = last["metrics"]["speculative_decoding"]
+    assert (speculation["num_spec_steps"], speculation["mean_acceptance_length"]) == (0, 1.0)
+    assert "per_step_accepted" not in speculation
+    assert "mean_itl_ms" not in last["metrics"]
+    whole = (await engine.complete(max_tokens=1)).json["metrics"]
+    assert (whole["speculative_decoding"]["per_step_accepted"], whole["mean_itl_ms"]) == (None, None)
+
+
+async def test_an_answer_that_a_stop_string_ends_has_no_speculation_metrics(engine):
+    text = (await engine.complete(temperature=0)).json["choices"][0]["text"]
+    options = {"temperature": 0, "stop": [text[12:15]]}
+    *_, last = (await engine.complete(stream=True, stream_options={"include_usage": True}, **options)).events
+    assert "generation_time_ms" in last["metrics"]
+    assert "speculative_decoding" not in last["metrics"]
+    assert (await engine.complete(**options)).json["metrics"]["speculative_decoding"] is None
+
+
 async def test_a_stop_token_ends_the_answer(engine):
     ids = (await engine.complete(temperature=0, return_token_ids=True)).json["choices"][0]["token_ids"]
     stop = ids[5]

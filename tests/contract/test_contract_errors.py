@@ -89,6 +89,42 @@ async def test_empty_prompt(engine):
 
 
 @pytest.mark.parametrize(
+    ("options", "told", "param"),
+    [
+        ({"top_p": 0}, "top_p must be in (0, 1], got 0.0. (parameter=top_p, value=0.0)", "top_p"),
+        (
+            {"logprobs": True, "top_logprobs": 50},
+            "Requested sample logprobs of 50, which is greater than max allowed: 20 (parameter=logprobs, value=50)",
+            "logprobs",
+        ),
+        ({"min_tokens": 50}, "min_tokens must be less than or equal to max_tokens=40, got 50.", None),
+        (
+            {"logit_bias": {"5": 1}},
+            "The min_p and logit_bias sampling parameters are not yet supported with speculative decoding.",
+            None,
+        ),
+        (
+            {"stream": True, "prompt_logprobs": 1},
+            "`prompt_logprobs` are not available when `stream=True`. (parameter=prompt_logprobs)",
+            "prompt_logprobs",
+        ),
+    ],
+)
+async def test_sampling_parameters_out_of_range(engine, options, told, param):
+    check(await engine.chat(**options), error(told, "BadRequestError", param, 400))
+
+
+async def test_no_prompt_at_all(engine):
+    check(await engine.complete([]), error("You must pass at least one prompt", "BadRequestError", None, 400))
+
+
+async def test_scale_out_routes_are_forbidden(engine):
+    message = "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them."
+    response = await engine.post("/inference/v1/generate", token_ids=[5], sampling_params={})
+    check(response, error(message, "PermissionDeniedError", None, 403))
+
+
+@pytest.mark.parametrize(
     ("field", "value", "mismatch"),
     [
         (

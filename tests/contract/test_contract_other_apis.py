@@ -52,6 +52,13 @@ async def test_messages_error(engine):
     assert list(response.json["error"]) == ["type", "message"]
 
 
+async def test_count_tokens(engine):
+    messages = [{"role": "user", "content": "hello"}]
+    counted = await engine.post("/v1/messages/count_tokens", model=engine.model, messages=messages)
+    tokens = (await engine.post("/tokenize", model=engine.model, messages=messages)).json["count"]
+    assert counted.json == {"input_tokens": tokens, "context_management": {"original_input_tokens": tokens}}
+
+
 async def test_missing_fields(engine):
     response = await engine.post("/v1/messages", model=engine.model, messages=[{"role": "user", "content": "x"}])
     assert (response.status, response.json["error"]["param"]) == (400, "body.max_tokens")

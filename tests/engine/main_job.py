@@ -108,9 +108,12 @@ async def specbreaker(upstream: str, fallback: str, mode: str) -> AsyncIterator[
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
             assert process.stderr is not None
-            line = await asyncio.to_thread(process.stderr.readline)
-            found = re.search(r"base_url (\S+)/v1 .* admin (\S+)/", line)
-            assert found, f"specbreaker did not start: {line}{process.stderr.read()}"
+            said, found = "", None
+            while not found:
+                line = await asyncio.to_thread(process.stderr.readline)
+                assert line, f"specbreaker did not start: {said}"
+                said += line
+                found = re.search(r"base_url (\S+)/v1 .* admin (\S+)/", line)
             drain = asyncio.get_running_loop().run_in_executor(None, process.stderr.read)
             yield Specbreaker(found[1], found[2], directory / "record", process)
             if process.poll() is None:
@@ -120,6 +123,8 @@ async def specbreaker(upstream: str, fallback: str, mode: str) -> AsyncIterator[
             if process.poll() is None:
                 process.kill()
             process.wait()
+            if process.stderr is not None:
+                process.stderr.close()
 
 
 async def counters(session: aiohttp.ClientSession, engine: Engine) -> EngineSample:

@@ -27,7 +27,9 @@ async def test_a_stream_arrives_as_it_was_sent_and_without_the_chunk_nobody_aske
         seen = await peer.request()
         assert b'"stream_options":{"include_usage":true}' in seen.body
         for payload in (event(CONTENT), event(CONTENT), event(LAST), event(USAGE), event("[DONE]")):
-            await peer.send(STREAM_HEAD if payload == event(CONTENT) and not peer.writer.is_closing() and not sent else b"")
+            await peer.send(
+                STREAM_HEAD if payload == event(CONTENT) and not peer.writer.is_closing() and not sent else b""
+            )
             sent.append(payload)
             await peer.send(chunked(payload, end=False))
         await peer.send(b"0\r\n\r\n")
@@ -171,7 +173,9 @@ line_end = st.sampled_from([b"\n", b"\r\n"])
 generated_event = st.one_of(
     st.builds(lambda data, end: b"data: " + data + end + end, text, line_end),
     st.builds(lambda data, end: b": " + data + end + end, text, line_end),
-    st.builds(lambda one, two, end: b"event: x" + end + b"data: " + one + end + b"data:" + two + end * 2, text, text, line_end),
+    st.builds(
+        lambda one, two, end: b"event: x" + end + b"data: " + one + end + b"data:" + two + end * 2, text, text, line_end
+    ),
     st.just(event(CONTENT)),
     st.just(event(LAST)),
     st.just(event('{"choices":[{"delta":{"content":"\\"choices\\":[],\\"usage\\":{}"}}]}')),
@@ -187,7 +191,9 @@ generated_event = st.one_of(
     chunk_cuts=st.lists(st.integers(0, 45_000), max_size=12),
 )
 @settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_generated_streams_arrive_as_sent(loop_proxy, events: list[bytes], cuts: list[int], chunk_cuts: list[int]) -> None:
+def test_generated_streams_arrive_as_sent(
+    loop_proxy, events: list[bytes], cuts: list[int], chunk_cuts: list[int]
+) -> None:
     payload = b"".join(events)
     wire = chunked(*pieces(payload, chunk_cuts))
     got = loop_proxy(STREAM_HEAD + wire, cuts)

@@ -56,10 +56,13 @@ async def test_in_observe_mode_nothing_goes_to_the_fallback() -> None:
         await peer.request()
         raise AssertionError("the fallback was asked")
 
-    async with upstream(script) as good, running(settings(await refusing_url(), good)) as proxy:
-        async with connected(proxy) as client:
-            await client.post()
-            assert (await client.answer())[0] == 502
+    async with (
+        upstream(script) as good,
+        running(settings(await refusing_url(), good)) as proxy,
+        connected(proxy) as client,
+    ):
+        await client.post()
+        assert (await client.answer())[0] == 502
 
 
 async def test_a_request_that_may_have_been_acted_on_is_not_sent_again() -> None:

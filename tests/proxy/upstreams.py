@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
+from detector.observation import Observation
 from proxy.config import Config, load
 from proxy.serve import Proxy, running
 
@@ -92,9 +93,9 @@ async def upstream(script: Script) -> AsyncIterator[str]:
         tasks.add(task)
         try:
             await script(Peer(reader, writer))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the proxy hung up, which some scripts are about
-        except Exception as error:
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the proxy hung up, which some scripts are about, or the test is over
+        except Exception as error:  # noqa: BLE001 - raised again at exit
             failures.append(error)
         finally:
             tasks.discard(task)
@@ -148,6 +149,14 @@ class Client:
             self.writer.write(piece)
             await self.writer.drain()
 
+    def stop_reading(self) -> None:
+        """Leave what comes in the kernel's buffers."""
+        cast("asyncio.Transport", self.writer.transport).pause_reading()
+
+    def read_again(self) -> None:
+        """Undo stop_reading()."""
+        cast("asyncio.Transport", self.writer.transport).resume_reading()
+
     async def post(self, body: bytes = BODY, *fields: str, path: str = "/v1/chat/completions") -> None:
         """Send a JSON request."""
         lines = "".join(f"{field}\r\n" for field in fields)
@@ -172,13 +181,13 @@ class Client:
 
     async def chunked(self) -> bytes:
         """Read a chunked body to its end."""
-        body = b""
+        body = bytearray()
         while True:
             size = int(await self.reader.readuntil(b"\r\n"), 16)
             body += await self.reader.readexactly(size)
             assert await self.reader.readexactly(2) == b"\r\n"
             if size == 0:
-                return body
+                return bytes(body)
 
     async def rest(self) -> bytes:
         """Whatever comes until the proxy closes; a reset counts as a close."""
@@ -192,9 +201,9 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def connected(proxy: Proxy) -> AsyncIterator[Client]:
-    """A raw client connection to the serving port."""
-    host, port = proxy.url.removeprefix("http://").rsplit(":", 1)
+async def opened(url: str) -> AsyncIterator[Client]:
+    """A raw client connection to an http://HOST:PORT."""
+    host, port = url.removeprefix("http://").rsplit(":", 1)
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         yield Client(reader, writer)
@@ -202,6 +211,13 @@ async def connected(proxy: Proxy) -> AsyncIterator[Client]:
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def connected(proxy: Proxy) -> AsyncIterator[Client]:
+    """A raw client connection to the serving port."""
+    async with opened(proxy.url) as client:
+        yield client
 
 
 def chunked(*payloads: bytes, end: bool = True) -> bytes:
@@ -218,3 +234,41 @@ STREAM_HEAD = (
 def event(data: str) -> bytes:
     """A server-sent event."""
     return f"data: {data}\n\n".encode()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that other tasks bring about; pytest's own time-out is the limit."""
+    while not condition():  # noqa: ASYNC110 - what it asks has no event
+        await asyncio.sleep(0.005)
+
+
+def answer_of(body: bytes, *fields: str, status: int = 200) -> bytes:
+    """A whole response with a length."""
+    lines = "".join(f"{field}\r\n" for field in fields)
+    return f"HTTP/1.1 {status} X\r\n{lines}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def answering(seen: list[Seen], body: bytes = b"ok") -> Script:
+    """An upstream that notes every request and answers it."""
+
+    async def script(peer: Peer) -> None:
+        while True:
+            seen.append(await peer.request())
+            await peer.send(answer_of(body))
+
+    return script
+
+
+async def observed(proxy: Proxy, backend: str = "primary") -> Observation:
+    """The observation of the last answer, once every answer that ended has been measured."""
+    measurement, watched = proxy.gateway.measurement, proxy.control.watched[backend]
+    await until(lambda: not (measurement._running or measurement._finished or measurement._counting))
+    await until(proxy.control._events._queue.empty)
+    assert watched.last is not None, f"no answer of {backend} was measured"
+    return watched.last
+
+
+async def until_true(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for something that has to be asked for."""
+    while not await condition():  # noqa: ASYNC110 - what it asks has no event
+        await asyncio.sleep(0.02)

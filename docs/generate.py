@@ -1,0 +1,166 @@
+"""Fills the generated parts of the documentation: run ``.venv/bin/python docs/generate.py`` in the repository's root.
+
+A page marks such a part with ``<!-- generated: NAME -->`` and ``<!-- end -->``; NAME is a key of ``PARTS``. The test
+``tests/docs/test_docs.py`` fails while a part is not what this program would write.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from click.testing import CliRunner
+from msgspec import inspect as types
+
+from detector.transitions import transition_diagram
+from proxy import config
+from proxy.cli import main
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+PART: Final = re.compile(r"(<!-- generated: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+UNITS: Final = {"seconds": "s", "bytes": "bytes", "tokens": "tokens"}
+"""The last word of a key is its unit."""
+
+
+def filled(page: str) -> str:
+    """The text of a page with its generated parts as they should be. Raises KeyError for a part nobody generates."""
+    return PART.sub(lambda part: f"{part[1]}{PARTS[part['name']]()}{part[3]}", page)
+
+
+def pages() -> list[Path]:
+    """The Markdown files of the documentation."""
+    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def console(*arguments: str) -> str:
+    """A command of ``specbreaker`` and what it prints, run in the root of the repository, as a code block."""
+    result = CliRunner().invoke(main, arguments, prog_name="specbreaker", terminal_width=80)
+    return f"```console\n$ specbreaker {' '.join(arguments)}\n{result.output.rstrip()}\n```\n"
+
+
+def help_text(*command: str) -> str:
+    """The help of a command."""
+    return console(*command, "--help")
+
+
+def diagram() -> str:
+    """The policy's state diagram, which GitHub draws."""
+    return f"```mermaid\n{transition_diagram()}```\n"
+
+
+# ---- the configuration -----------------------------------------------------------------------------------------------
+
+
+def configuration() -> str:
+    """A heading and a table for each section of the configuration."""
+    sections = _struct(config.Config)
+    parts: list[str] = []
+    for field in sections.fields:
+        several = isinstance(field.type, types.VarTupleType)
+        section = field.type.item_type if isinstance(field.type, types.VarTupleType) else field.type
+        assert isinstance(section, types.StructType)
+        heading = f"## `[[{field.name}]]`" if several else f"## `[{field.name}]`"
+        rows = ["| key | type | unit | default | meaning |", "|---|---|---|---|---|", *_rows(section)]
+        parts.append("\n".join([heading, "", inspect.getdoc(section.cls) or "", "", *rows, ""]))
+    return "\n".join(parts)
+
+
+def configuration_keys() -> set[str]:
+    """``section.key`` of every key there is."""
+    keys: set[str] = set()
+    for field in _struct(config.Config).fields:
+        section = field.type.item_type if isinstance(field.type, types.VarTupleType) else field.type
+        assert isinstance(section, types.StructType)
+        keys |= {f"{field.name}.{key.name}" for key in section.fields}
+    return keys
+
+
+def _struct(cls: type[msgspec.Struct]) -> types.StructType:
+    described = types.type_info(cls)
+    assert isinstance(described, types.StructType)
+    return described
+
+
+def _rows(section: types.StructType) -> Iterable[str]:
+    meanings = _attribute_docstrings(section.cls)
+    for field in section.fields:
+        unit = UNITS.get(field.name.rpartition("_")[2], "")
+        meaning = meanings[field.name].replace("|", "\\|").replace("None: ", "Unset: ")
+        yield f"| `{field.name}` | {_type_in_words(field.type)} | {unit} | {_default(field)} | {meaning} |"
+
+
+def _attribute_docstrings(cls: type) -> dict[str, str]:
+    """The string under each attribute of a class. An attribute without one is missing, which the tables do not bear."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            text = following.value if isinstance(following, ast.Expr) else None
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                found[statement.target.id] = " ".join(text.value.split())
+    return found
+
+
+def _type_in_words(kind: types.Type) -> str:
+    match kind:
+        case types.UnionType(types=members):
+            return " or ".join(_type_in_words(member) for member in members if not isinstance(member, types.NoneType))
+        case types.LiteralType(values=values):
+            return ", ".join(f"`{value}`" for value in values)
+        case types.VarTupleType(item_type=item):
+            return f"list of {_type_in_words(item)}"
+        case types.BoolType():
+            return "boolean"
+        case types.StrType():
+            return "text"
+        case types.IntType(gt=gt, ge=ge):
+            return "integer" + _bound(gt, ge)
+        case types.FloatType(gt=gt, ge=ge):
+            return "number" + _bound(gt, ge)
+    raise TypeError(f"no words for {kind}")
+
+
+def _bound(gt: float | None, ge: float | None) -> str:
+    if gt is not None:
+        return f" > {gt:g}"
+    return f" ≥ {ge:g}" if ge is not None else ""
+
+
+def _default(field: types.Field) -> str:
+    if field.required:
+        return "required"
+    default: Any = field.default
+    if default is None:
+        return "unset"
+    return f"`{msgspec.json.encode(default).decode()}`"
+
+
+PARTS: Final[dict[str, Callable[[], str]]] = {
+    "configuration": configuration,
+    "transition diagram": diagram,
+    "detect": lambda: console("detect", "tests/data/sessions/cycle.csv", "--series", "dflash_n8"),
+    "help": help_text,
+    "help serve": lambda: help_text("serve"),
+    "help detect": lambda: help_text("detect"),
+    "help emulate": lambda: help_text("emulate"),
+    "help doctor": lambda: help_text("doctor"),
+    "help config": lambda: help_text("config"),
+    "help config check": lambda: help_text("config", "check"),
+    "help config show": lambda: help_text("config", "show"),
+    "help config schema": lambda: help_text("config", "schema"),
+}
+"""Generated parts by name."""
+
+if __name__ == "__main__":
+    for path in pages():
+        before = path.read_text(encoding="utf-8")
+        after = filled(before)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
