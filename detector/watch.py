@@ -14,7 +14,7 @@ import msgspec
 from detector.episodes import Account
 from detector.observation import Observation, Step
 from detector.stats.baseline import WINDOW
-from detector.stats.collapse import Evidence, floor_of, is_low, step_gains, weigh
+from detector.stats.collapse import Evidence, floor_of, is_low, step_gains, weigh, weigh_recovery
 from detector.stats.sample import Sample, sample_of
 from detector.verdict import Cause, Episode, Phase, Verdict
 from detector.watch_state import SNAPSHOT_VERSION, Stream, WatchState
@@ -114,6 +114,7 @@ class Watch:
         rebuilt = state.baseline.start(sample)
         evidence = weigh(sample, state.baseline)
         if state.verdict.degraded:
+            evidence = weigh_recovery(sample, state.baseline, state.verdict.cause or Cause.UNKNOWN)
             self._while_degraded(index, observation.ended, sample, evidence)
         else:
             self._while_serving(index, observation.ended, sample, evidence, learn=not rebuilt)

@@ -87,6 +87,19 @@ def weigh(sample: Sample, baseline: Baseline) -> Evidence | None:
     return max(known, key=lambda evidence: evidence.nats)
 
 
+def weigh_recovery(sample: Sample, baseline: Baseline, cause: Cause) -> Evidence | None:
+    """What one answer says of a backend that is degraded for this cause.
+
+    A collapse of acceptance is over when acceptance is back. Slow steps do not speak against it: a canary may share
+    its GPU with the fallback that carries the traffic.
+    """
+    if cause is Cause.ACCEPTANCE_COLLAPSE:
+        acceptance = _acceptance_evidence(sample, baseline)
+        if acceptance is not None and acceptance.nats < 0:
+            return acceptance
+    return weigh(sample, baseline)
+
+
 def is_low(sample: Sample, baseline: Baseline) -> bool:
     """Below what is usual in one factor. Content and load do that too: it only dates the onset of an alarm."""
     usual = baseline.acceptance_length()

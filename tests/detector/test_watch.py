@@ -107,6 +107,21 @@ def test_canaries_are_judged_but_not_numbered(clock):
     assert watch.episodes[1].onset_request == 13
 
 
+def test_acceptance_that_is_back_ends_its_collapse_though_steps_are_slow(clock):
+    """A canary on a GPU that the fallback keeps busy: its steps take three times as long, its drafter is well."""
+    watch = watch_of([clock.answer(content) for content in [CHAT] * 20 + [DEAD] * 3])
+    assert watch.verdict.cause is Cause.ACCEPTANCE_COLLAPSE
+    assert not watch.update(clock.answer(tokens=128, canary=True, each_step=3 * STEP_SECONDS)).degraded
+
+
+def test_slow_steps_keep_an_inflation_going(clock):
+    watch = watch_of([clock.answer(content) for content in [CHAT] * 20])
+    for _ in range(3):
+        watch.update(clock.answer(each_step=3 * STEP_SECONDS))
+    assert watch.verdict.cause is Cause.STEP_INFLATION
+    assert watch.update(clock.answer(tokens=128, canary=True, each_step=3 * STEP_SECONDS)).degraded
+
+
 def test_answers_begun_before_the_alarm_cannot_prove_recovery(clock):
     watch = Watch(WatchConfig())
     early = clock.answer()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import httptools
 import pytest
 from hypothesis import given
@@ -99,7 +101,7 @@ def test_any_cut_gives_the_same_payload_and_the_same_end(
     cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=6)))
     places = [0, *cuts, len(wire)]
     framing, got, end = ChunkedFraming(), [], -1
-    for begin, stop in zip(places, places[1:], strict=False):
+    for begin, stop in itertools.pairwise(places):
         last = stop == len(wire)
         end = framing.feed(wire[begin:stop] + (after if last else b""), got)
         if end >= 0:
