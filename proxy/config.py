@@ -94,6 +94,9 @@ class Measure(Section, frozen=True):
     """Also add continuous_usage_stats, and remove the counts: steps are then judged while the answer runs."""
     scrape_seconds: Seconds = 5.0
     """How often an engine's /metrics is read."""
+    counting_gap_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.5
+    """A request whose answer does not tell A is measured by /metrics no sooner than this after the last reading: a
+    reading costs the engine some milliseconds."""
     interval_seconds: Seconds = 0.05
     """How often the streams that run are read."""
 

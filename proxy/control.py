@@ -121,7 +121,8 @@ class Control:
         verdict = watched.watch.update(observation)
         degraded_seconds = (observation.decode_seconds or 0.0) if verdict.degraded else 0.0
         self._verdict(watched, before, verdict, degraded_seconds)
-        log.debug("request %s", observation.request_id, extra={"fields": request_fields(observation)})
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("request %s", observation.request_id, extra={"fields": request_fields(observation)})
         signal = signal_of(observation, verdict, self.policy)
         if signal is not None:
             self._decide(signal)

@@ -60,6 +60,9 @@ class Exchange:
         # the answer
         self._head_bytes = b""
         self._chunks: ChunkedFraming | None = None
+        self._chunked_as_is: ChunkedFraming | None = None
+        """The same, where the client gets the engine's chunks."""
+        self._idle_seconds = NEVER
         self._left = 0
         self._remover: UsageRemover | None = None
         self._chunked_out = False
@@ -182,6 +185,16 @@ class Exchange:
     def upstream_data(self, data: bytes) -> None:
         """Bytes from the engine."""
         now = time.monotonic()
+        if self._chunked_as_is is not None:
+            # Nearly every call: one event in one chunk, which goes out as it came in.
+            payload = self._chunked_as_is.whole(data)
+            if payload is not None and (self._remover is None or self._remover.clean(payload)):
+                self.client.transport.write(data)
+                self.deadline = now + self._idle_seconds
+                self._ends_with_blank_line = payload.endswith(b"\n\n")
+                if self.tap is not None:
+                    self.tap.mark(now, payload)
+                return
         assert self.backend is not None
         self._await_more(now, self.backend)
         try:
@@ -232,6 +245,8 @@ class Exchange:
         has_body = head.framing is not BodyFraming.NONE
         reframed = self._remover is not None or head.framing is not BodyFraming.LENGTH
         self._chunked_out = has_body and reframed and not self.request.http_1_0
+        self._chunked_as_is = self._chunks if self._chunked_out else None
+        self._idle_seconds = self.backend.settings.idle_timeout_seconds
         self._close_after = has_body and reframed and self.request.http_1_0
         close = self._close_after or not self.client.may_keep_alive(self.request)
         self.client.write(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_HELD_BYTES: Final = 4 * 1024 * 1024
 """An answer that brings more than this between two reads is read at once."""
+FINISH_DELAY_SECONDS: Final = 0.002
+"""How long after its end an answer is measured."""
 MAX_RECORDED_STEPS: Final = 8192
 """Steps of one answer that are kept for the session file; the rest is counted."""
 
@@ -134,7 +136,8 @@ class Measurement:
         """Called by the hot path when a measurable request has arrived."""
         tap = Tap(self, exchange.request, facts)
         self._running.add(tap)
-        self._wake.set()
+        if len(self._running) == 1:
+            self._wake_soon()
         self._recording.request(exchange.request, facts, tap.started, exchange.body)
         return tap
 
@@ -142,7 +145,12 @@ class Measurement:
         """Called by the hot path when the answer has ended, in whatever way."""
         self._running.discard(tap)
         self._finished.append((tap, at, status, ending))
-        self._wake.set()
+        if len(self._finished) == 1:
+            self._wake_soon()
+
+    def _wake_soon(self) -> None:
+        """Not at once: requests that come and go are served first."""
+        asyncio.get_running_loop().call_later(FINISH_DELAY_SECONDS, self._wake.set)
 
     async def run(self) -> None:
         """Read taps until cancelled."""
@@ -184,7 +192,7 @@ class Measurement:
         if tap.broken or tap.meter is None:
             return False
         probe = self.probes.get(tap.backend.name) if tap.backend is not None else None
-        if probe is not None and tap.meter.needs_counters and not probe.backend.exchanges:
+        if probe is not None and tap.meter.needs_counters and probe.may_count():
             task = asyncio.get_running_loop().create_task(self._finish_with_counters(tap, at, ending, probe))
             self._counting.add(task)
             task.add_done_callback(self._counting.discard)

@@ -11,6 +11,7 @@ import aiohttp
 
 from detector.observation import EngineSample, SpeculationCounts
 from detector.tap.promtext import difference, parse, speculation_between
+from proxy.config import Measure
 from proxy.events import Events, Sampled, Unreachable
 from proxy.upstream import Backend
 
@@ -33,15 +34,14 @@ NOTHING_COUNTED: Final = Counted(None, None)
 class Probe:
     """One engine's counters, and which request they can be blamed on."""
 
-    def __init__(
-        self, backend: Backend, session: aiohttp.ClientSession, events: Events, interval_seconds: float
-    ) -> None:
+    def __init__(self, backend: Backend, session: aiohttp.ClientSession, events: Events, measure: Measure) -> None:
         self.backend = backend
         self.num_speculative_tokens: int | None = None
         self.failures = 0
         self._session = session
         self._events = events
-        self._interval_seconds = interval_seconds
+        self._measure = measure
+        self._read_at = 0.0
         self._quiet: tuple[int, EngineSample] | None = None
         """(requests begun so far, counters) of a moment at which none was in flight."""
         self._lock = asyncio.Lock()
@@ -51,12 +51,13 @@ class Probe:
         """Read the counters until cancelled."""
         while True:
             await self.scrape()
-            await asyncio.sleep(self._interval_seconds)
+            await asyncio.sleep(self._measure.scrape_seconds)
 
     async def scrape(self) -> EngineSample | None:
         """Read the counters once; None, counted, where that fails."""
         async with self._lock:
             begun, idle = self.backend.begun, not self.backend.exchanges
+            self._read_at = time.monotonic()
             try:
                 sample = await self._read()
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
@@ -92,6 +93,10 @@ class Probe:
             self._events.put(Unreachable(self.backend.name, str(error)))
         if self.failures == 1:
             log.warning("backend %s: /metrics cannot be read: %s", self.backend.name, error)
+
+    def may_count(self) -> bool:
+        """Whether a request that has just ended may be measured by the counters now."""
+        return not self.backend.exchanges and time.monotonic() - self._read_at >= self._measure.counting_gap_seconds
 
     def ran_alone(self, begun_number: int) -> bool:
         """Whether the request with that number ran between two quiet readings, if the second comes now."""

@@ -88,9 +88,7 @@ async def running(config: Config) -> AsyncIterator[Proxy]:
             metrics.backend(name)
         metrics.add_collector(_counts(events, measurement, recording))
         probes = [
-            Probe(backend, session, events, config.measure.scrape_seconds)
-            for backend in backends.values()
-            if backend.settings.metrics
+            Probe(backend, session, events, config.measure) for backend in backends.values() if backend.settings.metrics
         ]
         measurement.probes = {probe.backend.name: probe for probe in probes}
         tasks: list[asyncio.Task[None]] = []

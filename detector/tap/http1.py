@@ -180,15 +180,26 @@ class ChunkedFraming:
         Returns the index just after the end of the message, or -1 where it goes on. Raises InvalidHTTP where the
         framing is broken.
         """
+        payload = self.whole(data)
+        if payload is None:
+            return self._walk(data, payloads)
+        payloads.append(payload)
+        return -1
+
+    def whole(self, data: bytes) -> bytes | None:
+        """The payload, where data is one whole chunk and not the last; None, with nothing done, where it is not.
+
+        An engine writes one event as one chunk, and it mostly arrives as one piece.
+        """
         if self._reading is _Reading.SIZE and not self._line:
-            # An engine writes one event as one chunk, and it mostly arrives as one piece.
             line_end = data.find(b"\r\n", 0, 18)
-            if line_end > 0 and _HEX.issuperset(data[:line_end]):
-                end = line_end + 2 + int(data[:line_end], 16)
-                if len(data) == end + 2 and end > line_end + 2 and data.endswith(b"\r\n"):
-                    payloads.append(data[line_end + 2 : end])
-                    return -1
-        return self._walk(data, payloads)
+            size = data[:line_end]
+            if line_end > 0 and _HEX.issuperset(size):
+                begin = line_end + 2
+                end = begin + int(size, 16)
+                if len(data) == end + 2 and end > begin and data.endswith(b"\r\n"):
+                    return data[begin:end]
+        return None
 
     def _walk(self, data: bytes, payloads: list[bytes]) -> int:
         position, length = 0, len(data)
