@@ -2,13 +2,13 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-.PHONY: run test check bench engine lock clean
+.PHONY: run test check bench engine engine-kill main-job lock clean
 
 run: $(VENV)/.installed  ## the proxy in front of the embedded emulator, ready for any OpenAI client
 	$(BIN)/specbreaker serve $(ARGS)
 
 test: $(VENV)/.installed  ## everything but the real engine
-	$(BIN)/pytest -n auto --dist worksteal -m "not engine" $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal -m "not engine and not engine_kill" $(ARGS)
 
 check: $(VENV)/.installed  ## style, types, import rules
 	$(BIN)/ruff check .
@@ -22,6 +22,14 @@ bench: $(VENV)/.installed  ## beside nginx, HAProxy, vllm-router and LiteLLM: do
 engine: $(VENV)/.installed  ## a real vLLM with DFlash on this CPU, and the end-to-end tests against it
 	tests/engine/setup.sh install
 	$(BIN)/pytest -m engine $(ARGS)
+
+engine-kill: $(VENV)/.installed  ## the ways a real vLLM dies, one start for each: about 6 minutes
+	tests/engine/setup.sh install
+	$(BIN)/pytest -m engine_kill $(ARGS)
+
+main-job: $(VENV)/.installed  ## the main job on two real engines, request by request: docs/results/main-job.md
+	tests/engine/setup.sh install
+	$(BIN)/python -m tests.engine.main_job $(ARGS)
 
 $(VENV)/.installed: requirements-dev.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -16,6 +16,7 @@ import contextlib
 import itertools
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -285,6 +286,7 @@ async def main() -> None:
     arguments.add_argument("--requests", type=int, default=30)
     arguments.add_argument("--tokens", type=int, default=300)
     arguments.add_argument("--output", type=Path, default=Path("docs/results/main-job.md"))
+    arguments.add_argument("--modes", nargs="+", choices=["observe", "advise", "act"], default=["observe", "act"])
     arguments.add_argument("--dflash", help="URL of an engine that runs already")
     arguments.add_argument("--plain", help="URL of one without speculation")
     arguments.add_argument("--model", default=MODEL)
@@ -292,11 +294,11 @@ async def main() -> None:
     options = arguments.parse_args()
     async with engines(options.dflash, options.plain, options.model) as (dflash, plain):
         results = {
-            mode: await sequence(dflash, plain, mode, options.requests, options.tokens) for mode in ("observe", "act")
+            mode: await sequence(dflash, plain, mode, options.requests, options.tokens) for mode in options.modes
         }
         beside = await side_by_side(dflash, plain, 4, 6, options.tokens)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    command = "python -m tests.engine.main_job " + " ".join(sys.argv[1:])
+    command = "python -m tests.engine.main_job " + shlex.join(sys.argv[1:])
     options.output.write_text(report(results, beside, command.strip(), options.engines))
     print(f"wrote {options.output}")
 

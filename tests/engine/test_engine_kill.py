@@ -14,7 +14,7 @@ import pytest_asyncio
 from tests.engine import answers, deaths
 from tests.engine.server import EngineServer, lives_in
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.engine_kill, pytest.mark.timeout(420)]
 Kill = Callable[[EngineServer, signal.Signals], psutil.Process]
 SILENCE_SECONDS = 3.0
 

@@ -84,6 +84,7 @@ async def test_metrics_are_the_text_format_and_count_what_was_refused() -> None:
             assert (await client.answer())[0] == 403
             await client.post()
             await client.answer()
+        await observed(proxy)
         async with http.get("/metrics") as answer:
             assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
             text = await answer.text()

@@ -189,6 +189,16 @@ class Client:
             if size == 0:
                 return bytes(body)
 
+    async def rest_of_answer(self) -> bytes:
+        """What is left of a chunked answer, chunk framing included, to its last chunk or to the end of the connection."""
+        data = b""
+        try:
+            while not data.endswith(b"0\r\n\r\n") and (piece := await self.reader.read(65536)):
+                data += piece
+        except ConnectionError:
+            pass
+        return data
+
     async def rest(self) -> bytes:
         """Whatever comes until the proxy closes; a reset counts as a close."""
         data = b""
