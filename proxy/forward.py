@@ -189,11 +189,7 @@ class Exchange:
             # Nearly every call: one event in one chunk, which goes out as it came in.
             payload = self._chunked_as_is.whole(data)
             if payload is not None and (self._remover is None or self._remover.clean(payload)):
-                self.client.transport.write(data)
-                self.deadline = now + self._idle_seconds
-                self._ends_with_blank_line = payload.endswith(b"\n\n")
-                if self.tap is not None:
-                    self.tap.mark(now, payload)
+                self._pass(data, payload, now)
                 return
         assert self.backend is not None
         self._await_more(now, self.backend)
@@ -226,13 +222,33 @@ class Exchange:
             if rest:
                 self._read_head(rest, now)
             return
-        self._start_answer(head, now)
+        client_head = self._start_answer(head, now)
+        if rest and self._pass_first(client_head, rest, now):
+            return
+        self.client.write(client_head)
         if head.framing is BodyFraming.NONE or (head.framing is BodyFraming.LENGTH and not self._left):
             self._complete(now, excess=bool(rest))
         elif rest:
             self._relay(rest, now)
 
-    def _start_answer(self, head: ResponseHead, now: float) -> None:
+    def _pass_first(self, client_head: bytes, rest: bytes, now: float) -> bool:
+        """Send the head and the first event in one piece, where they came in one."""
+        payload = self._chunked_as_is.whole(rest) if self._chunked_as_is is not None else None
+        if payload is None or not (self._remover is None or self._remover.clean(payload)):
+            return False
+        self._pass(client_head + rest, payload, now)
+        return True
+
+    def _pass(self, data: bytes, payload: bytes, now: float) -> None:
+        """Send bytes as they are; note when their payload came."""
+        self.client.transport.write(data)
+        self.deadline = now + self._idle_seconds
+        self._ends_with_blank_line = payload.endswith(b"\n\n")
+        if self.tap is not None:
+            self.tap.mark(now, payload)
+
+    def _start_answer(self, head: ResponseHead, now: float) -> bytes:
+        """Settle how the answer goes on; returns the head for the client."""
         assert self.backend is not None
         self.head = head
         if self.tap is not None:
@@ -249,15 +265,13 @@ class Exchange:
         self._idle_seconds = self.backend.settings.idle_timeout_seconds
         self._close_after = has_body and reframed and self.request.http_1_0
         close = self._close_after or not self.client.may_keep_alive(self.request)
-        self.client.write(
-            messages.response_head(
-                head,
-                backend=self.backend.name,
-                phase=self.gateway.routing.phase(self.backend),
-                request_id=self.request.request_id,
-                chunked=self._chunked_out,
-                close=close,
-            )
+        return messages.response_head(
+            head,
+            backend=self.backend.name,
+            phase=self.gateway.routing.phase(self.backend),
+            request_id=self.request.request_id,
+            chunked=self._chunked_out,
+            close=close,
         )
 
     def _relay(self, data: bytes, now: float) -> None:

@@ -34,15 +34,19 @@ log = logging.getLogger("specbreaker.measure")
 
 
 class Tap:
-    """What one exchange leaves for the measurement."""
+    """What one exchange leaves for the measurement. On the hot path it only takes notes."""
 
-    def __init__(self, measurement: Measurement, request: Request, facts: RequestFacts) -> None:
+    def __init__(self, measurement: Measurement, request: Request, facts: RequestFacts, body: bytes | None) -> None:
         self.request_id = request.request_id
         self.facts = facts
+        self.unrecorded: tuple[Request, bytes | None] | None = (request, body)
+        """What the session file has yet to be told."""
         self.started = time.monotonic()
         self.started_unix = time.time()
         self.backend: Backend | None = None
         self.begun_number = 0
+        self.generation = 0
+        self.sent_at = 0.0
         self.peak_in_flight = 1
         self.meter: Meter | None = None
         self.steps: list[Step] = []
@@ -59,17 +63,9 @@ class Tap:
         """The request went to this backend (again, after a failed connection)."""
         self.backend = backend
         self.begun_number = backend.begun
-        probe = self._measurement.probes.get(backend.name)
-        self.meter = Meter(
-            self.facts,
-            request_id=self.request_id,
-            backend=backend.name,
-            generation=backend.generation,
-            started=self.started,
-            started_unix=self.started_unix,
-            num_speculative_tokens=probe.num_speculative_tokens if probe is not None else None,
-        )
-        self.meter.sent(time.monotonic())
+        self.generation = backend.generation
+        self.sent_at = time.monotonic()
+        self.meter = None
         in_flight = len(backend.exchanges)
         for exchange in backend.exchanges:
             if exchange.tap is not None and exchange.tap.peak_in_flight < in_flight:
@@ -90,14 +86,28 @@ class Tap:
         """The engine was not read in between, because the client was slow."""
         self._pauses.append((start, end))
 
+    def _begin_meter(self, backend: Backend) -> Meter:
+        probe = self._measurement.probes.get(backend.name)
+        meter = Meter(
+            self.facts,
+            request_id=self.request_id,
+            backend=backend.name,
+            generation=self.generation,
+            started=self.started,
+            started_unix=self.started_unix,
+            num_speculative_tokens=probe.num_speculative_tokens if probe is not None else None,
+        )
+        meter.sent(self.sent_at)
+        return meter
+
     def feed_meter(self, *, ended: bool) -> list[Step]:
         """Give the meter what has arrived; return the new steps. ended: nothing more will."""
         marks, self._marks, self._held = self._marks, [], 0
         pauses, self._pauses = self._pauses, []
         begun, self._head = self._head, None
-        meter = self.meter
-        if meter is None:
+        if self.backend is None:
             return []
+        meter = self.meter = self.meter or self._begin_meter(self.backend)
         if begun is not None:
             at, head = begun
             content_type = head.content_type.decode("latin-1")
@@ -134,11 +144,10 @@ class Measurement:
 
     def begin(self, exchange: Exchange, facts: RequestFacts) -> Tap:
         """Called by the hot path when a measurable request has arrived."""
-        tap = Tap(self, exchange.request, facts)
+        tap = Tap(self, exchange.request, facts, exchange.body)
         self._running.add(tap)
         if len(self._running) == 1:
             self._wake_soon()
-        self._recording.request(exchange.request, facts, tap.started, exchange.body)
         return tap
 
     def finish(self, tap: Tap, at: float, status: int | None, ending: Ending) -> None:
@@ -174,6 +183,9 @@ class Measurement:
 
     def read(self, tap: Tap, *, ended: bool = False) -> None:
         """Read what has arrived of one answer."""
+        if tap.unrecorded is not None:
+            (request, body), tap.unrecorded = tap.unrecorded, None
+            self._recording.request(request, tap.facts, tap.started, body)
         if tap.broken:
             return
         try:
