@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from detector.observation import Ending, RequestFacts, Step
@@ -136,7 +137,7 @@ class Measurement:
         self._recording = recording
         self._interval_seconds = interval_seconds
         self._running: set[Tap] = set()
-        self._finished: list[tuple[Tap, float, int | None, Ending]] = []
+        self._finished: deque[tuple[Tap, float, int | None, Ending]] = deque()
         self._wake = asyncio.Event()
         self._counting: set[asyncio.Task[None]] = set()
         self.probes: dict[str, Probe] = {}
@@ -176,10 +177,12 @@ class Measurement:
                 next_read = now + self._interval_seconds
                 for tap in tuple(self._running):
                     self.read(tap)
-            finished, self._finished = self._finished, []
-            for tap, at, status, ending in finished:
+                    await asyncio.sleep(0)  # streams go first: no event waits for more than one answer's reading
+            while self._finished:
+                tap, at, status, ending = self._finished.popleft()
                 if not self._finish(tap, at, ending):
                     self._count(tap, status, ending)
+                await asyncio.sleep(0)
 
     def read(self, tap: Tap, *, ended: bool = False) -> None:
         """Read what has arrived of one answer."""
