@@ -28,6 +28,9 @@ MAX_HELD_BYTES: Final = 4 * 1024 * 1024
 """An answer that brings more than this between two reads is read at once."""
 FINISH_DELAY_SECONDS: Final = 0.002
 """How long after its end an answer is measured."""
+MAX_WAITING_ANSWERS: Final = 32
+"""Ended answers that may wait to be measured while streams go first; beyond it they are measured without a pause, so
+that a saturated proxy does not collect them."""
 MAX_RECORDED_STEPS: Final = 8192
 """Steps of one answer that are kept for the session file; the rest is counted."""
 
@@ -182,7 +185,8 @@ class Measurement:
                 tap, at, status, ending = self._finished.popleft()
                 if not self._finish(tap, at, ending):
                     self._count(tap, status, ending)
-                await asyncio.sleep(0)
+                if len(self._finished) <= MAX_WAITING_ANSWERS:
+                    await asyncio.sleep(0)
 
     def read(self, tap: Tap, *, ended: bool = False) -> None:
         """Read what has arrived of one answer."""
