@@ -190,7 +190,7 @@ class Client:
                 return bytes(body)
 
     async def rest_of_answer(self) -> bytes:
-        """What is left of a chunked answer, chunk framing included, to its last chunk or to the end of the connection."""
+        """What is left of a chunked answer, chunk framing included, to its end or that of the connection."""
         data = b""
         try:
             while not data.endswith(b"0\r\n\r\n") and (piece := await self.reader.read(65536)):
