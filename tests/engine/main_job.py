@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -161,9 +161,17 @@ async def ask(
 
 
 async def sequence(
-    dflash: Engine, plain: Engine, mode: str, requests: int, tokens: int
+    dflash: Engine,
+    plain: Engine,
+    mode: str,
+    requests: int,
+    tokens: int,
+    enough: Callable[[list[Row]], bool] = lambda rows: False,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Requests one after the other through the proxy in this mode; rows, and the proxy's last /status."""
+    """Requests one after the other through the proxy in this mode; rows, and the proxy's last /status.
+
+    At most ``requests``; fewer where ``enough`` says so of the rows up to then.
+    """
     rows = []
     async with aiohttp.ClientSession() as session, specbreaker(dflash.base_url, plain.base_url, mode) as proxy:
         dflash.schedule_acceptance(*CYCLE)
@@ -172,6 +180,8 @@ async def sequence(
             backend, phase, seconds = await ask(session, proxy, dflash.model, f"row-{index}", tokens)
             after = await counters(session, dflash)
             rows.append(Row(index, backend, phase, seconds, _counted(before, after) if backend == "primary" else None))
+            if enough(rows):
+                break
         async with session.get(f"{proxy.admin}/status") as answer:
             status = await answer.json()
         proxy.stop()
