@@ -1,8 +1,7 @@
 """The hot path: one request through one backend, bytes as they are.
 
 An Exchange is driven by callbacks of two connections and holds no task while it runs. It never waits for the detector:
-it leaves (time, bytes) with its Tap and goes on. After the response head nothing is decoded and encoded again, except
-where a chunk that the client had not asked for is taken out.
+it leaves (time, bytes) with its Tap and goes on. What the bytes of the answer become for the client, its Answer says.
 """
 
 from __future__ import annotations
@@ -13,19 +12,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from detector.observation import Ending, RequestFacts
-from detector.tap.http1 import (
-    LAST_CHUNK,
-    MAX_HEAD_BYTES,
-    BodyFraming,
-    ChunkedFraming,
-    InvalidHTTP,
-    ResponseHead,
-    chunk,
-    parse_response_head,
-)
-from detector.tap.removal import UsageRemover
+from detector.tap.http1 import LAST_CHUNK, MAX_HEAD_BYTES, InvalidHTTP, ResponseHead, chunk, parse_response_head
 from detector.tap.request import SplicedBody, ask_usage, read_request
 from proxy import messages
+from proxy.answer import Answer
 from proxy.upstream import Backend, UpstreamConnection
 
 if TYPE_CHECKING:
@@ -57,17 +47,9 @@ class Exchange:
         self._upload: list[bytes] = []
         self._retried = False
         self._reading_paused_at: float | None = None
-        # the answer
         self._head_bytes = b""
-        self._chunks: ChunkedFraming | None = None
-        self._chunked_as_is: ChunkedFraming | None = None
-        """The same, where the client gets the engine's chunks."""
+        self._answer: Answer | None = None
         self._idle_seconds = NEVER
-        self._left = 0
-        self._remover: UsageRemover | None = None
-        self._chunked_out = False
-        self._close_after = False
-        self._ends_with_blank_line = True
 
     # ---- the request -------------------------------------------------------------------------------------------------
 
@@ -185,21 +167,20 @@ class Exchange:
     def upstream_data(self, data: bytes) -> None:
         """Bytes from the engine."""
         now = time.monotonic()
-        if self._chunked_as_is is not None:
-            # Nearly every call: one event in one chunk, which goes out as it came in.
-            payload = self._chunked_as_is.whole(data)
-            if payload is not None and (self._remover is None or self._remover.clean(payload)):
+        if self._answer is not None:
+            payload = self._answer.unchanged(data)
+            if payload is not None:
                 self._pass(data, payload, now)
                 return
         assert self.backend is not None
         self._await_more(now, self.backend)
         try:
-            if self.head is None:
+            if self._answer is not None:
+                self._relay(self._answer, data, now)
+            elif self.head is None:
                 self._read_head(data, now)
-            elif self.head.status == 101:
-                self.client.write(data)
             else:
-                self._relay(data, now)
+                self.client.write(data)  # a tunnel
         except InvalidHTTP as error:
             self.fail(502, f"backend {self.backend.name}: {error}", "BadGatewayError", Ending.UPSTREAM_INVALID)
 
@@ -222,108 +203,60 @@ class Exchange:
             if rest:
                 self._read_head(rest, now)
             return
-        client_head = self._start_answer(head, now)
-        if rest and self._pass_first(client_head, rest, now):
+        answer = self._answer = Answer(head, self._splice, http_1_0=self.request.http_1_0)
+        client_head = self._start_answer(answer, now)
+        payload = answer.unchanged(rest) if rest else None
+        if payload is not None:
+            self._pass(client_head + rest, payload, now)
             return
         self.client.write(client_head)
-        if head.framing is BodyFraming.NONE or (head.framing is BodyFraming.LENGTH and not self._left):
-            self._complete(now, excess=bool(rest))
+        if answer.empty:
+            self._complete(answer, now, excess=bool(rest))
         elif rest:
-            self._relay(rest, now)
-
-    def _pass_first(self, client_head: bytes, rest: bytes, now: float) -> bool:
-        """Send the head and the first event in one piece, where they came in one."""
-        payload = self._chunked_as_is.whole(rest) if self._chunked_as_is is not None else None
-        if payload is None or not (self._remover is None or self._remover.clean(payload)):
-            return False
-        self._pass(client_head + rest, payload, now)
-        return True
+            self._relay(answer, rest, now)
 
     def _pass(self, data: bytes, payload: bytes, now: float) -> None:
         """Send bytes as they are; note when their payload came."""
         self.client.transport.write(data)
         self.deadline = now + self._idle_seconds
-        self._ends_with_blank_line = payload.endswith(b"\n\n")
         if self.tap is not None:
             self.tap.mark(now, payload)
 
-    def _start_answer(self, head: ResponseHead, now: float) -> bytes:
+    def _start_answer(self, answer: Answer, now: float) -> bytes:
         """Settle how the answer goes on; returns the head for the client."""
         assert self.backend is not None
-        self.head = head
+        self.head = head = answer.head
         if self.tap is not None:
             self.tap.head(now, head)
-        if self._splice is not None and head.status == 200 and head.event_stream:
-            self._remover = UsageRemover(self._splice.remove_usage_chunk, self._splice.remove_event_usage)
-        if head.framing is BodyFraming.CHUNKED:
-            self._chunks = ChunkedFraming()
-        self._left = head.content_length or 0
-        has_body = head.framing is not BodyFraming.NONE
-        reframed = self._remover is not None or head.framing is not BodyFraming.LENGTH
-        self._chunked_out = has_body and reframed and not self.request.http_1_0
-        self._chunked_as_is = self._chunks if self._chunked_out else None
         self._idle_seconds = self.backend.settings.idle_timeout_seconds
-        self._close_after = has_body and reframed and self.request.http_1_0
-        close = self._close_after or not self.client.may_keep_alive(self.request)
         return messages.response_head(
             head,
             backend=self.backend.name,
             phase=self.gateway.routing.phase(self.backend),
             request_id=self.request.request_id,
-            chunked=self._chunked_out,
-            close=close,
+            chunked=answer.chunked_out,
+            close=answer.until_close or not self.client.may_keep_alive(self.request),
         )
 
-    def _relay(self, data: bytes, now: float) -> None:
+    def _relay(self, answer: Answer, data: bytes, now: float) -> None:
         """Pass on what belongs to the body, mark it for the measurement, see its end."""
-        chunks = self._chunks
-        if chunks is not None:
-            whole_before = chunks.at_boundary
-            payloads: list[bytes] = []
-            end = chunks.feed(data, payloads)
-            payload = payloads[0] if len(payloads) == 1 else b"".join(payloads)
-            ended = end >= 0
-            excess = ended and end < len(data)
-            as_it_is = self._chunked_out and self._remover is None
-            if self._remover is not None and self._chunked_out and whole_before and chunks.at_boundary:
-                as_it_is = not ended and self._remover.clean(payload)
-            if as_it_is:
-                self.client.write(data[:end] if excess else data)
-            else:
-                self._write_payload(payload, ended)
-        else:
-            payload, ended, excess = data, False, False
-            assert self.head is not None
-            if self.head.framing is BodyFraming.LENGTH:
-                payload = data[: self._left]
-                self._left -= len(payload)
-                ended, excess = not self._left, len(data) > len(payload)
-            self._write_payload(payload, ended)
-        if payload:
-            self._ends_with_blank_line = payload.endswith(b"\n\n")
-            if self.tap is not None:
-                self.tap.mark(now, payload)
-        if ended:
-            self._complete(now, excess=excess)
+        part = answer.feed(data)
+        if part.out:
+            self.client.write(part.out)
+        if part.payload and self.tap is not None:
+            self.tap.mark(now, part.payload)
+        if part.ended:
+            self._complete(answer, now, excess=part.excess)
 
-    def _write_payload(self, payload: bytes, ended: bool) -> None:
-        if self._remover is not None:
-            payload = self._remover.feed(payload) + (self._remover.end() if ended else b"")
-        if self._chunked_out:
-            payload = chunk(payload) + (LAST_CHUNK if ended else b"")
-        if payload:
-            self.client.write(payload)
-
-    def _complete(self, now: float, *, excess: bool) -> None:
-        connection, head = self._connection, self.head
+    def _complete(self, answer: Answer, now: float, *, excess: bool) -> None:
+        connection = self._connection
         assert connection is not None
-        assert head is not None
         self._finish(now, Ending.COMPLETE)
-        if head.keep_alive and not excess and self.request.complete:
+        if answer.head.keep_alive and not excess and self.request.complete:
             connection.backend.release(connection)
         else:
             connection.transport.abort()
-        self.client.answered(close=self._close_after or not self.request.complete)
+        self.client.answered(close=answer.until_close or not self.request.complete)
 
     # ---- what goes wrong ---------------------------------------------------------------------------------------------
 
@@ -331,13 +264,14 @@ class Exchange:
         """The engine closed the connection."""
         assert self._connection is not None
         assert self.backend is not None
-        head = self.head
-        if head is not None and head.status == 101:
+        head, answer = self.head, self._answer
+        last = answer.end_of_connection() if answer is not None and error is None else None
+        if head is not None and answer is None:  # a tunnel
             self._finish(time.monotonic(), Ending.COMPLETE)
             self.client.close()
-        elif head is not None and head.framing is BodyFraming.CLOSE and error is None:
-            self._write_payload(b"", ended=True)
-            self._complete(time.monotonic(), excess=True)
+        elif answer is not None and last is not None:
+            self.client.write(last)
+            self._complete(answer, time.monotonic(), excess=True)
         elif head is None and not self._head_bytes and self._may_send_again():
             self._retried = True
             self.backend.exchanges.discard(self)
@@ -379,21 +313,15 @@ class Exchange:
         self._hang_up()
         if self.head is None:
             self.client.respond(status, message, kind, close=not self.request.complete)
-        elif self.head.event_stream and self._can_add_event():
-            held = self._remover.end() if self._remover is not None else b""
-            blank = b"" if self._ends_with_blank_line else b"\n\n"
-            event = held + blank + messages.error_event(status, message, kind)
-            if self._chunked_out:
-                event = chunk(event) + LAST_CHUNK
-            self.client.write(event)
-            self.client.answered(close=True)
-        else:
+            return
+        last = (
+            self._answer.broken_off(messages.error_event(status, message, kind)) if self._answer is not None else None
+        )
+        if last is None:
             self.client.abort()
-
-    def _can_add_event(self) -> bool:
-        if self._chunked_out:
-            return self._remover is not None or self._chunks is None or self._chunks.at_boundary
-        return self._close_after
+        else:
+            self.client.write(last)
+            self.client.answered(close=True)
 
     def client_gone(self) -> None:
         """The client hung up: so do we, and the engine stops working for nobody."""

@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 from detector.observation import Ending
+from detector.tap.request import route_of
 from proxy.config import Config
 from proxy.events import Events, Unreachable
 from proxy.forward import Exchange
@@ -20,7 +21,6 @@ from proxy.server import ClientConnection
 from proxy.upstream import Backend
 
 SWEEP_SECONDS: Final = 0.25
-MEASURED_PATHS: Final = ("/chat/completions", "/completions", "/responses", "/messages", "/inference/v1/generate")
 
 log = logging.getLogger("specbreaker.forward")
 
@@ -63,7 +63,7 @@ class Gateway:
 
     def measures(self, request: Request) -> bool:
         """Whether the answer to this request can be measured, so that its body is worth reading."""
-        if request.method != b"POST" or not request.path.endswith(MEASURED_PATHS):
+        if request.method != b"POST" or route_of(request.path) == "other":
             return False
         return b"json" in (request.field(b"content-type") or b"").lower()
 

@@ -85,12 +85,18 @@ _STRING: Final = msgspec.json.Decoder(str)
 _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
+def route_of(path: str) -> Route:
+    """Which kind of answer a path gives; ``other`` is not measured. ``path`` may carry a query and any prefix."""
+    bare = path.partition("?")[0].rstrip("/")
+    return next((route for ending, route in _ROUTES if bare.endswith(ending)), "other")
+
+
 def read_request(path: str, body: bytes) -> RequestFacts:
     """What the detector needs to know of a request. Never raises: what cannot be read keeps its default.
 
     ``path`` may carry a query and any prefix; ``body`` is the whole body, decoded from its content coding.
     """
-    route = _route(path)
+    route = route_of(path)
     fields = _decode(_BODY, body.removeprefix(BYTE_ORDER_MARK)) if body else None
     if fields is None:
         return RequestFacts(route=route, body_bytes=len(body))
@@ -152,11 +158,6 @@ def ask_usage(body: bytes, facts: RequestFacts, *, token_counts: bool) -> Splice
         remove_usage_chunk=not included,
         remove_event_usage=(token_counts or continuous) and not (included and continuous),
     )
-
-
-def _route(path: str) -> Route:
-    bare = path.partition("?")[0].rstrip("/")
-    return next((route for ending, route in _ROUTES if bare.endswith(ending)), "other")
 
 
 def _decode(decoder: msgspec.json.Decoder[_T], raw: msgspec.Raw | bytes) -> _T | None:
