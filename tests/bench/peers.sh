@@ -23,6 +23,7 @@ ROUTER_METRICS_PORT=$((FIRST_PORT + 4))
 LITELLM_PORT=$((FIRST_PORT + 5))
 SPECBREAKER_PORT=$((FIRST_PORT + 6))
 SPECBREAKER_ADMIN_PORT=$((FIRST_PORT + 7))
+FLOOR_PORT=$((FIRST_PORT + 8))
 START_SECONDS=60
 
 say() { echo "peers: $*" >&2; }
@@ -172,6 +173,11 @@ up_specbreaker() {
   ready specbreaker "$SPECBREAKER_PORT" "$(git -C "$REPOSITORY" describe --always --dirty 2>/dev/null)"
 }
 
+up_floor() { # no peer: what a Python process that copies bytes and reads none of them costs here
+  start floor "$REPOSITORY/.venv/bin/python" "$BENCH/floor.py" --port "$FLOOR_PORT" --upstream "$STUB_PORT"
+  ready floor "$FLOOR_PORT" "(Python copying bytes, nothing read)"
+}
+
 up() {
   down
   : >"$RUN/targets.tsv"
@@ -180,6 +186,7 @@ up() {
   grep -q "^stub	$STUB_PORT" "$RUN/targets.tsv" || { say "no stub, no benchmark"; exit 1; }
   sed -i '/^stub\t/d' "$RUN/targets.tsv"
   up_specbreaker
+  up_floor
   up_nginx
   up_haproxy
   up_vllm_router
@@ -200,7 +207,7 @@ stop() { # stop NAME: ask, wait 5 s, then insist; a PID that is no longer ours i
   rm -f "$RUN/$1.pid"
 }
 
-down() { for name in specbreaker nginx haproxy vllm-router litellm stub; do stop $name; done; }
+down() { for name in specbreaker floor nginx haproxy vllm-router litellm stub; do stop $name; done; }
 
 mkdir -p "$RUN"
 case ${1:-} in
