@@ -1,4 +1,4 @@
-"""The floor under any proxy in Python: each client connection is copied to a connection of its own, and nothing is read.
+"""The floor under any proxy in Python: each client connection is copied to one of its own, and nothing is read.
 
 Usage: python tests/bench/floor.py --port PORT --upstream PORT. Its row in the table says how much of a proxy's figures
 CPython, uvloop and this machine's kernel take before the proxy has done anything.
@@ -32,7 +32,7 @@ class Copy(asyncio.Protocol):
         else:
             self.early += data
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+    def connection_lost(self, exc: Exception | None) -> None:
         """One side closed: so does the other."""
         if self.other is not None:
             self.other.close()
