@@ -18,6 +18,7 @@ from detector.verdict import Cause
 
 __all__ = ["Diagnosis", "Findings", "Remedy", "diagnose"]
 
+_FACTORS: Final = ("acceptance_log_ratio", "step_log_ratio", "rate_log_ratio")
 _LESS_SPECULATION: Final = frozenset({Remedy.LOWER_NUM_SPECULATIVE_TOKENS, Remedy.SPECULATION_OFF})
 LOWEST_BREAK_EVEN: Final = 1.3
 """Below this A speculation costs more than it gives on any engine: the lowest T(K)/T(0) of the published sweeps is 1.36
@@ -31,7 +32,8 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     signature: str
     """Name of the row."""
     evidence: dict[str, float]
-    """Middle of each known number that the row's conditions read, and A with its break-even where they are known."""
+    """Middle of each number that the row's conditions read, the log ratios of A, step time and rate, and A with its
+    break-even; without those that are unknown."""
     remedies: tuple[Remedy, ...]
     why: str
 
@@ -40,9 +42,8 @@ def diagnose(findings: Findings) -> Diagnosis:
     """The cause of what was found: the first row of ``TABLE`` that hits. Defined for all findings; raises nothing."""
     numbers = numbers_of(findings)
     row = next(row for row in TABLE if all(condition.holds(numbers) for condition in row.when))
-    evidence = {
-        condition.number: _middle(numbers[condition.number]) for condition in row.when if condition.number in numbers
-    }
+    names = dict.fromkeys((*_FACTORS, *(condition.number for condition in row.when)))
+    evidence = {name: _middle(numbers[name]) for name in names if name in numbers}
     for name in ("acceptance_length", "break_even_acceptance_length"):
         number = known(getattr(findings, name))
         if number is not None:
