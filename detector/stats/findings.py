@@ -15,6 +15,8 @@ DEFAULT_LOG_ERROR: Final = 0.05
 """Standard error, in nats, of a log ratio that came without one: what answers of a steady engine scatter by."""
 UNKNOWN_STEPS: Final = 50.0
 """Verify steps of an answer that does not tell how many it took, for the width of its intervals."""
+LARGEST: Final = 1e100
+"""Nothing measured is as large; what is cannot overflow a formula."""
 OFF_ACCEPTANCE_LENGTH: Final = 1.005
 """Up to here, every step gave one token."""
 OFF_STEP_LOG_RATIO: Final = math.log(0.8)
@@ -111,7 +113,7 @@ def numbers_of(findings: Findings) -> dict[str, Interval]:
     }
     for name in _AS_THEY_ARE:
         numbers[name] = _point(getattr(findings, name))
-    return {name: interval for name, interval in numbers.items() if interval is not None}
+    return {name: each for name, each in numbers.items() if each is not None and math.isfinite(each[1])}
 
 
 def acceptance_length_interval(findings: Findings) -> Interval | None:
@@ -128,8 +130,8 @@ def acceptance_length_interval(findings: Findings) -> Interval | None:
 
 
 def known(number: float | None) -> float | None:
-    """The number if it is one: neither None nor NaN nor infinite."""
-    return float(number) if number is not None and math.isfinite(number) else None
+    """The number if it is one: neither None nor NaN, nor as large as no measurement is."""
+    return float(number) if number is not None and -LARGEST < number < LARGEST else None
 
 
 _AS_THEY_ARE: Final = (

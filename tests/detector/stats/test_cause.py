@@ -1,0 +1,386 @@
+"""The table of diagnosis: a hit and a near miss for every row, and what holds for all findings."""
+
+import math
+from typing import get_type_hints
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detector.stats.cause import LOWEST_BREAK_EVEN, Findings, Remedy, diagnose
+from detector.stats.cause_table import TABLE
+from detector.verdict import Cause
+
+HEALTHY = {
+    "acceptance_log_ratio": 0.0,
+    "step_log_ratio": 0.0,
+    "rate_log_ratio": 0.0,
+    "ttft_log_ratio": 0.0,
+    "acceptance_length": 4.5,
+    "step_seconds": 0.02,
+    "decode_tokens_per_second": 225.0,
+    "position_acceptance": (0.8, 0.64, 0.51, 0.41, 0.33, 0.26, 0.21, 0.17),
+    "expected_first_position_acceptance": 0.8,
+    "verify_steps": 450.0,
+    "draft_steps": 450.0,
+    "num_speculative_tokens": 8,
+    "completion_tokens": 2000,
+    "finish_reason": "stop",
+    "visible_bytes_per_token": 4.1,
+    "prompt_tokens": 100,
+    "longest_usual_prompt_tokens": 120,
+    "cached_share": 0.0,
+    "client_paced": False,
+    "in_flight": 1,
+    "most_usual_in_flight": 2,
+    "requests_running": 1.0,
+    "requests_waiting": 0.0,
+    "kv_cache_usage": 0.1,
+    "preemptions": 0.0,
+    "sibling_busy": False,
+    "engine_awake": True,
+    "process_restarted": False,
+}
+"""The published machine at its healthy rate; two facts about other answers are left unknown."""
+
+DEAD = {
+    "acceptance_log_ratio": math.log(1.2 / 4.5),
+    "rate_log_ratio": math.log(60 / 225),
+    "acceptance_length": 1.2,
+    "decode_tokens_per_second": 60.0,
+    "position_acceptance": (0.17, 0.03, 0, 0, 0, 0, 0, 0),
+    "verify_steps": 1660.0,
+    "draft_steps": 1660.0,
+}
+OFF = {
+    "acceptance_log_ratio": -math.log(4.5),
+    "step_log_ratio": math.log(7.35 / 20),
+    "rate_log_ratio": math.log(136 / 225),
+    "acceptance_length": 1.0,
+    "step_seconds": 1 / 136,
+    "decode_tokens_per_second": 136.0,
+    "position_acceptance": None,
+    "verify_steps": 2000.0,
+    "draft_steps": 0.0,
+}
+PROSE = {
+    "acceptance_log_ratio": math.log(2.6 / 4.5),
+    "rate_log_ratio": math.log(2.6 / 4.5),
+    "acceptance_length": 2.6,
+    "decode_tokens_per_second": 130.0,
+    "position_acceptance": (0.66, 0.42, 0.25, 0.14, 0.07, 0.04, 0.02, 0),
+    "verify_steps": 770.0,
+}
+SLOW = {
+    "step_log_ratio": math.log(3.6),
+    "rate_log_ratio": -math.log(3.6),
+    "step_seconds": 0.072,
+    "decode_tokens_per_second": 62.5,
+}
+LATE = {"ttft_log_ratio": math.log(20)}
+LONG = {"prompt_tokens": 30_000}
+
+ROWS = [
+    ("asleep", {**DEAD, "engine_awake": False}, {"engine_awake": True}, "dead_drafter"),
+    (
+        "rate_is_not_the_product",
+        {**SLOW, "decode_tokens_per_second": 225.0},
+        {"decode_tokens_per_second": 55.0},
+        "slow_steps",
+    ),
+    (
+        "steps_merged",
+        {
+            "acceptance_log_ratio": math.log(2),
+            "step_log_ratio": math.log(2),
+            "acceptance_length": 9.0,
+            "step_seconds": 0.04,
+        },
+        {"rate_log_ratio": -math.log(2), "decode_tokens_per_second": None},
+        "slow_steps",
+    ),
+    ("client_reads_slowly", {**SLOW, "client_paced": True}, {"client_paced": False}, "slow_steps"),
+    (
+        "empty_output",
+        {**DEAD, "position_acceptance": (0.0,), "visible_bytes_per_token": 0.0},
+        {"visible_bytes_per_token": 1.0},
+        "dead_drafter",
+    ),
+    (
+        "loop",
+        {
+            "acceptance_log_ratio": math.log(2),
+            "acceptance_length": 8.95,
+            "position_acceptance": (1.0,) * 8,
+            "decode_tokens_per_second": 447.0,
+            "finish_reason": "length",
+        },
+        {"finish_reason": "stop"},
+        "nothing_explains_it",
+    ),
+    ("first_token_waits", {**LATE, "requests_waiting": 3.0}, {"requests_waiting": 0.0}, "nothing_explains_it"),
+    ("preempted", {**SLOW, "preemptions": 2.0}, {"preemptions": 0.0}, "slow_steps"),
+    ("long_prefill", {**LATE, **LONG}, {"prompt_tokens": 130}, "nothing_explains_it"),
+    ("busy_before_the_first_token", {**LATE, "in_flight": 8}, {"in_flight": 2}, "nothing_explains_it"),
+    ("no_drafts", OFF, {"draft_steps": 2000.0, "step_log_ratio": 0.0, "position_acceptance": (0.0,)}, "dead_drafter"),
+    (
+        "context_beyond_the_drafter",
+        {**DEAD, **LONG, "other_answers_degraded": False},
+        {"other_answers_degraded": True},
+        "dead_drafter",
+    ),
+    ("long_context_or_collapse", {**DEAD, **LONG}, {"longest_usual_prompt_tokens": 29_000}, "dead_drafter"),
+    ("dead_drafter_with_cached_prefix", {**DEAD, "cached_share": 0.9}, {"cached_share": 0.1}, "dead_drafter"),
+    (
+        "dead_drafter",
+        DEAD,
+        {"position_acceptance": (0.4, 0.05, 0, 0, 0, 0, 0, 0), "verify_steps": 400.0},
+        "slow_for_a_reason_that_is_not_known",
+    ),
+    (
+        "collapsed_in_part",
+        {**PROSE, "position_acceptance": (0.5, 0.42, 0.36, 0.3, 0.25, 0.2, 0.15, 0.1), "verify_steps": 1000.0},
+        {"position_acceptance": (0.5, 0.28, 0.15, 0.08, 0.04, 0.02, 0.01, 0)},
+        "slow_for_a_reason_that_is_not_known",
+    ),
+    (
+        "later_positions_dead",
+        {**PROSE, "position_acceptance": (0.78, 0.02, 0, 0, 0, 0, 0, 0)},
+        {"position_acceptance": (0.78, 0.3, 0.1, 0.03, 0, 0, 0, 0)},
+        "content_by_shape",
+    ),
+    (
+        "drift",
+        {**PROSE, "content_differs": False, "other_answers_degraded": True},
+        {"other_answers_degraded": False},
+        "content_by_shape",
+    ),
+    (
+        "neighbour_on_the_gpu",
+        {**SLOW, "sibling_busy": True},
+        {**LONG},
+        "slow_for_a_reason_that_is_not_known",
+    ),
+    ("long_context_steps", {**SLOW, **LONG}, {"prompt_tokens": 130}, "slow_steps"),
+    ("busier_than_known", {**SLOW, "requests_running": 6.0}, {"requests_running": 2.0}, "slow_steps"),
+    ("cold_engine", {**SLOW, "process_restarted": True}, {"process_restarted": False}, "slow_steps"),
+    ("slow_steps", SLOW, {"step_log_ratio": math.log(1.2)}, "slow_for_a_reason_that_is_not_known"),
+    (
+        "long_context_acceptance",
+        {**PROSE, **LONG},
+        {"position_acceptance": (0.4, 0.2), "acceptance_length": 2.6},
+        "slow_for_a_reason_that_is_not_known",
+    ),
+    (
+        "content_by_shape",
+        PROSE,
+        {"position_acceptance": (0.4, 0.2)},
+        "slow_for_a_reason_that_is_not_known",
+    ),
+    (
+        "content_by_class",
+        {**PROSE, "position_acceptance": None, "content_differs": True, "other_answers_degraded": False},
+        {"other_answers_degraded": None},
+        "slow_for_a_reason_that_is_not_known",
+    ),
+    (
+        "slow_for_a_reason_that_is_not_known",
+        {"acceptance_log_ratio": None, "step_log_ratio": None, "rate_log_ratio": math.log(60 / 221)},
+        {"rate_log_ratio": math.log(0.85)},
+        "nothing_explains_it",
+    ),
+    ("nothing_explains_it", {}, {**DEAD}, "dead_drafter"),
+]
+
+
+def findings(*changes):
+    fields = dict(HEALTHY)
+    for change in changes:
+        fields |= change
+    return Findings(**fields)
+
+
+@pytest.mark.parametrize(("name", "hit", "miss", "instead"), ROWS, ids=[row[0] for row in ROWS])
+def test_each_row_has_a_hit_and_a_near_miss(name, hit, miss, instead):
+    assert diagnose(findings(hit)).signature == name
+    assert diagnose(findings(hit, miss)).signature == instead
+
+
+def test_every_row_is_tested_and_can_be_reached():
+    assert [row[0] for row in ROWS] == [row.name for row in TABLE]
+
+
+def test_the_last_row_always_hits():
+    assert TABLE[-1].when == ()
+
+
+@pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
+def test_less_speculation_is_allowed_only_where_acceptance_moved(row):
+    less = {Remedy.LOWER_NUM_SPECULATIVE_TOKENS, Remedy.SPECULATION_OFF}
+    if less & set(row.remedies):
+        assert row.cause is Cause.ACCEPTANCE_COLLAPSE
+        assert any(condition.number == "acceptance_log_ratio" and condition.at_most < 0 for condition in row.when)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
+def test_conditions_name_numbers_that_exist(row):
+    named = {condition.number for condition in row.when}
+    everything = findings(DEAD, {"content_differs": True, "other_answers_degraded": True})
+    from detector.stats.findings import numbers_of
+
+    assert named <= set(numbers_of(everything))
+
+
+# ---- the cases of the field -----------------------------------------------------------------------------------------
+
+
+def test_the_published_collapse_allows_speculation_off_and_says_which_factor_moved():
+    diagnosis = diagnose(findings(DEAD, {"break_even_acceptance_length": 2.2}))
+    assert diagnosis.cause is Cause.ACCEPTANCE_COLLAPSE
+    assert diagnosis.remedies[:3] == (
+        Remedy.ROUTE_AWAY,
+        Remedy.SPECULATION_OFF,
+        Remedy.LOWER_NUM_SPECULATIVE_TOKENS,
+    )
+    evidence = diagnosis.evidence
+    assert evidence["acceptance_log_ratio"] == pytest.approx(evidence["rate_log_ratio"], abs=0.01)
+    assert evidence["step_log_ratio"] == 0
+    assert evidence["break_even_acceptance_length"] == 2.2
+    assert evidence["first_position_acceptance"] == pytest.approx(0.17, abs=0.02)
+
+
+def test_steps_of_three_times_the_length_are_blamed_on_steps_and_never_lower_k():
+    diagnosis = diagnose(findings(SLOW, {"break_even_acceptance_length": 9.0}))
+    assert diagnosis.cause is Cause.STEP_INFLATION
+    assert diagnosis.remedies == (Remedy.ROUTE_AWAY, Remedy.RESTART, Remedy.WAIT)
+
+
+def test_a_dead_drafter_above_its_break_even_keeps_its_speculation():
+    """A drafter this cheap still pays: T(K)/T(0) of 1.1 with 1.2 tokens a step."""
+    diagnosis = diagnose(findings(DEAD, {"break_even_acceptance_length": 1.1}))
+    assert diagnosis.cause is Cause.ACCEPTANCE_COLLAPSE
+    assert diagnosis.remedies == (Remedy.ROUTE_AWAY, Remedy.RESTART, Remedy.WAIT)
+
+
+def test_without_a_break_even_the_lowest_published_one_decides():
+    a_little = {"acceptance_length": 1.05, "position_acceptance": (0.05,), "decode_tokens_per_second": 52.5}
+    assert Remedy.SPECULATION_OFF in diagnose(findings(DEAD, a_little)).remedies
+    assert Remedy.SPECULATION_OFF not in diagnose(findings(DEAD, {"acceptance_length": LOWEST_BREAK_EVEN})).remedies
+
+
+def test_a_collapse_that_makes_requests_wait_is_a_collapse():
+    full = {"requests_waiting": 5.0, "kv_cache_usage": 0.99, "in_flight": 12, "preemptions": 1.0}
+    assert diagnose(findings(DEAD, LATE, full)).cause is Cause.ACCEPTANCE_COLLAPSE
+
+
+def test_a_dead_drafter_beside_a_busy_neighbour_is_still_dead():
+    assert diagnose(findings(DEAD, {"sibling_busy": True, "step_log_ratio": 0.7})).signature == "dead_drafter"
+
+
+def test_rates_alone_allow_routing_away_and_nothing_else():
+    only_rate = Findings(rate_log_ratio=math.log(60 / 221), decode_tokens_per_second=60.0)
+    diagnosis = diagnose(only_rate)
+    assert (diagnosis.cause, diagnosis.remedies) == (Cause.UNKNOWN, (Remedy.ROUTE_AWAY, Remedy.WAIT))
+
+
+def test_the_acceptance_length_bounds_the_first_position_where_only_it_is_known():
+    """The H200 capture: A 1.08 at K=8 without counts by position. A - 1 is at least p_0."""
+    collapsed = {**DEAD, "acceptance_length": 1.08, "position_acceptance": None, "draft_steps": None}
+    diagnosis = diagnose(findings(collapsed, {"decode_tokens_per_second": 54.0}))
+    assert diagnosis.signature == "dead_drafter"
+    assert diagnose(findings(collapsed, {"acceptance_length": 1.6, "decode_tokens_per_second": 80.0})).cause is (
+        Cause.UNKNOWN
+    )
+
+
+def test_an_upper_bound_can_show_a_collapse_and_never_slow_steps():
+    merged = {"acceptance_is_upper_bound": True, "position_acceptance": None}
+    assert diagnose(findings(DEAD, merged)).signature == "dead_drafter"
+    assert diagnose(findings(SLOW, merged)).signature == "slow_for_a_reason_that_is_not_known"
+
+
+def test_sixteen_tokens_decide_nothing():
+    short = {"verify_steps": 14.0, "draft_steps": 14.0, "completion_tokens": 16, "position_acceptance": (0.14,)}
+    assert diagnose(findings(DEAD, short)).cause is Cause.UNKNOWN
+
+
+def test_a_ratio_that_is_too_uncertain_decides_nothing():
+    assert diagnose(findings(SLOW, {"step_log_error": 0.2})).signature == "slow_steps"
+    assert diagnose(findings(SLOW, {"step_log_error": 0.7})).cause is Cause.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"draft_steps": None}, Cause.SPECULATION_OFF),
+        ({"draft_steps": None, "num_speculative_tokens": 0}, Cause.SPECULATION_OFF),
+        ({"draft_steps": None, "step_log_ratio": 0.0, "step_seconds": 0.02}, Cause.ACCEPTANCE_COLLAPSE),
+        ({"draft_steps": None, "step_log_ratio": 0.0, "sibling_busy": True}, Cause.UNKNOWN),
+        ({"draft_steps": None, "step_log_ratio": None}, Cause.UNKNOWN),
+        ({"draft_steps": None, "acceptance_log_ratio": 0.0}, Cause.UNKNOWN),
+    ],
+)
+def test_speculation_off_and_a_dead_drafter_are_told_apart_by_drafts_or_by_the_step_time(changes, cause):
+    assert diagnose(findings(OFF, {"decode_tokens_per_second": None}, changes)).cause is cause
+
+
+def test_a_poor_drafter_is_judged_by_its_own_first_position():
+    """Healthy p_0 of 0.28 (A 1.39), as on one published machine: 0.2 is content or nothing, 0.02 is dead."""
+    poor = {"expected_first_position_acceptance": 0.28, "verify_steps": 1700.0, "decode_tokens_per_second": None}
+    wobble = {"acceptance_length": 1.05, "acceptance_log_ratio": -0.35, "position_acceptance": (0.2, 0.0)}
+    dead = {"acceptance_length": 1.02, "acceptance_log_ratio": -0.31, "position_acceptance": (0.02, 0.0)}
+    assert diagnose(findings(poor, wobble)).cause is Cause.UNKNOWN
+    assert diagnose(findings(poor, dead)).signature == "dead_drafter"
+
+
+# ---- whatever is found -----------------------------------------------------------------------------------------------
+
+_NUMBERS = st.none() | st.floats() | st.floats(-3, 3)
+_KINDS = {
+    float: _NUMBERS,
+    bool: st.none() | st.booleans(),
+    int: st.none() | st.integers(-5, 10**6),
+    str: st.none() | st.sampled_from(["stop", "length", "abort", ""]),
+    tuple: st.none() | st.lists(st.floats(), max_size=9).map(tuple) | st.lists(st.floats(0, 1), max_size=9).map(tuple),
+}
+
+
+def _values(hint):
+    kind = next(option for option in getattr(hint, "__args__", (hint,)) if option is not type(None))
+    return _KINDS[getattr(kind, "__origin__", kind)]
+
+
+_HINTS = get_type_hints(Findings)
+ANY = st.fixed_dictionaries(
+    {"acceptance_is_upper_bound": st.booleans()},
+    optional={name: _values(_HINTS[name]) for name in HEALTHY | dict.fromkeys(["content_differs"])},
+)
+
+
+@given(fields=ANY)
+def test_every_finding_has_one_diagnosis_and_always_the_same(fields):
+    diagnosis = diagnose(Findings(**fields))
+    assert diagnosis == diagnose(Findings(**fields))
+    assert all(math.isfinite(number) for number in diagnosis.evidence.values())
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(diagnosis), type=type(diagnosis)) == diagnosis
+
+
+@given(fields=ANY)
+def test_less_speculation_is_never_advised_above_the_break_even(fields):
+    diagnosis = diagnose(Findings(**fields))
+    if {Remedy.LOWER_NUM_SPECULATIVE_TOKENS, Remedy.SPECULATION_OFF} & set(diagnosis.remedies):
+        assert diagnosis.cause is Cause.ACCEPTANCE_COLLAPSE
+        break_even = fields.get("break_even_acceptance_length") or LOWEST_BREAK_EVEN
+        assert fields["acceptance_length"] < break_even
+
+
+@given(fields=ANY, name=st.sampled_from(sorted(HEALTHY)))
+def test_not_a_number_is_the_same_as_unknown(fields, name):
+    if _KINDS[float] is _values(_HINTS[name]):
+        assert diagnose(Findings(**{**fields, name: math.nan})) == diagnose(Findings(**{**fields, name: None}))
+
+
+def test_nothing_known_is_unknown():
+    diagnosis = diagnose(Findings())
+    assert (diagnosis.cause, diagnosis.remedies, diagnosis.evidence) == (Cause.UNKNOWN, (), {})
