@@ -40,8 +40,8 @@ MOVED: Final = math.log(1.25)
 LATE: Final = math.log(3.0)
 """Nats; a first token this much later than expected is late."""
 DEAD_FIRST_POSITION: Final = 0.30
-"""p_0 of a drafter at fault is below: 334 published windows of healthy engines had 0.60 and more, 12 windows of failed
-ones 0.035 and less."""
+"""p_0 of a drafter at fault is below: in published logs, healthy engines had 0.60 and more, failed drafters 0.035 and
+less."""
 HEALTHY_FIRST_POSITION: Final = 0.50
 """p_0 of a drafter that works is above, whatever the content."""
 SHAPE_EXCESS: Final = 0.15

@@ -29,8 +29,9 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the diagnosis of one answer, or of one episode, reads. None (or NaN): unknown.
 
     Log ratios are ln(measured / expected of this answer), in nats, the expected one being that of the same load, prompt
-    length and class as far as the baseline tells them apart. ``*_log_error`` is the standard error of the ratio, the
-    expectation's own included; None: ``DEFAULT_LOG_ERROR``.
+    length and class as far as the baseline tells them apart; step time and rate without the longest gap of the answer,
+    so that one stall does not read as slow steps. ``*_log_error`` is the standard error of the ratio, the expectation's
+    own included; None: ``DEFAULT_LOG_ERROR``.
     """
 
     acceptance_log_ratio: float | None = None
