@@ -94,6 +94,7 @@ _BUSIER: Final = Condition("load_ratio", at_least=1.5)
 _LOAD_USUAL: Final = Condition("load_ratio", at_most=1.5, if_unknown=True)
 _SIBLING_BUSY: Final = Condition("sibling_busy", at_least=1)
 _SIBLING_QUIET: Final = Condition("sibling_busy", at_most=0, if_unknown=True)
+_CONTENT_USUAL: Final = Condition("content_differs", at_most=0, if_unknown=True)
 _OTHERS_HEALTHY: Final = Condition("other_answers_degraded", at_most=0)
 _OTHERS_DEGRADED: Final = Condition("other_answers_degraded", at_least=1)
 
@@ -195,7 +196,7 @@ TABLE: Final[tuple[Row, ...]] = (
     # The drafter.
     Row(
         name="context_beyond_the_drafter",
-        when=(_ACCEPTANCE_DOWN, _DRAFTING, _PROMPT_LONGER, _OTHERS_HEALTHY),
+        when=(_ACCEPTANCE_DOWN, _DRAFTING, _PROMPT_LONGER, _CONTENT_USUAL, _OTHERS_HEALTHY),
         cause=Cause.LONG_CONTEXT,
         remedies=(Remedy.ROUTE_AWAY,),
         why="A fell with a prompt longer than any that the baseline knows, while other answers are healthy.",
@@ -292,7 +293,7 @@ TABLE: Final[tuple[Row, ...]] = (
     ),
     Row(
         name="busier_than_known",
-        when=(_STEP_UP, _ACCEPTANCE_NOT_DOWN, _BUSIER, _SIBLING_QUIET, _PROMPT_USUAL),
+        when=(_STEP_UP, _ACCEPTANCE_NOT_DOWN, _BUSIER, _PROMPT_USUAL),
         cause=Cause.STEP_INFLATION,
         remedies=(Remedy.REDUCE_CONCURRENCY, Remedy.ROUTE_AWAY, Remedy.WAIT),
         why="Steps were slow with more requests on the engine than the baseline knows.",
@@ -306,7 +307,7 @@ TABLE: Final[tuple[Row, ...]] = (
     ),
     Row(
         name="slow_steps",
-        when=(_STEP_UP, _ACCEPTANCE_NOT_DOWN, _PROMPT_USUAL, _LOAD_USUAL, _SIBLING_QUIET),
+        when=(_STEP_UP, _ACCEPTANCE_NOT_DOWN, _PROMPT_USUAL),
         cause=Cause.STEP_INFLATION,
         remedies=(Remedy.ROUTE_AWAY, Remedy.RESTART, Remedy.WAIT),
         why="Each step takes longer and yields as many tokens as ever: clocks, power, graphs or a neighbour.",
@@ -314,7 +315,7 @@ TABLE: Final[tuple[Row, ...]] = (
     # Content.
     Row(
         name="long_context_acceptance",
-        when=(_ACCEPTANCE_DOWN, _STEP_NOT_UP, _DRAFTER_WORKS, _PROMPT_LONGER),
+        when=(_ACCEPTANCE_DOWN, _STEP_NOT_UP, _DRAFTER_WORKS, _PROMPT_LONGER, _CONTENT_USUAL),
         cause=Cause.LONG_CONTEXT,
         why="A fell with a prompt longer than any that the baseline knows, and the drafter still works.",
     ),

@@ -8,6 +8,7 @@ from typing import get_type_hints
 
 import msgspec
 import pytest
+from cause_cases import DEAD, HEALTHY, LATE, MAY_BE_UNKNOWN, NEAR_MISSES, OFF, ROWS, SLOW, findings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,199 +17,26 @@ from detector.stats.cause_table import TABLE
 from detector.stats.findings import known, numbers_of
 from detector.verdict import Cause
 
-HEALTHY = {
-    "acceptance_log_ratio": 0.0,
-    "step_log_ratio": 0.0,
-    "rate_log_ratio": 0.0,
-    "ttft_log_ratio": 0.0,
-    "acceptance_length": 4.5,
-    "step_seconds": 0.02,
-    "decode_tokens_per_second": 225.0,
-    "position_acceptance": (0.8, 0.64, 0.51, 0.41, 0.33, 0.26, 0.21, 0.17),
-    "expected_first_position_acceptance": 0.8,
-    "verify_steps": 450.0,
-    "draft_steps": 450.0,
-    "num_speculative_tokens": 8,
-    "completion_tokens": 2000,
-    "finish_reason": "stop",
-    "visible_bytes_per_token": 4.1,
-    "prompt_tokens": 100,
-    "longest_usual_prompt_tokens": 120,
-    "cached_share": 0.0,
-    "client_paced": False,
-    "in_flight": 1,
-    "most_usual_in_flight": 2,
-    "requests_running": 1.0,
-    "requests_waiting": 0.0,
-    "kv_cache_usage": 0.1,
-    "preemptions": 0.0,
-    "sibling_busy": False,
-    "engine_awake": True,
-    "process_restarted": False,
-}
-"""The published machine at its healthy rate; two facts about other answers are left unknown."""
-
-DEAD = {
-    "acceptance_log_ratio": math.log(1.2 / 4.5),
-    "rate_log_ratio": math.log(60 / 225),
-    "acceptance_length": 1.2,
-    "decode_tokens_per_second": 60.0,
-    "position_acceptance": (0.17, 0.03, 0, 0, 0, 0, 0, 0),
-    "verify_steps": 1660.0,
-    "draft_steps": 1660.0,
-}
-OFF = {
-    "acceptance_log_ratio": -math.log(4.5),
-    "step_log_ratio": math.log(7.35 / 20),
-    "rate_log_ratio": math.log(136 / 225),
-    "acceptance_length": 1.0,
-    "step_seconds": 1 / 136,
-    "decode_tokens_per_second": 136.0,
-    "position_acceptance": None,
-    "verify_steps": 2000.0,
-    "draft_steps": 0.0,
-}
-PROSE = {
-    "acceptance_log_ratio": math.log(2.6 / 4.5),
-    "rate_log_ratio": math.log(2.6 / 4.5),
-    "acceptance_length": 2.6,
-    "decode_tokens_per_second": 130.0,
-    "position_acceptance": (0.66, 0.42, 0.25, 0.14, 0.07, 0.04, 0.02, 0),
-    "verify_steps": 770.0,
-}
-SLOW = {
-    "step_log_ratio": math.log(3.6),
-    "rate_log_ratio": -math.log(3.6),
-    "step_seconds": 0.072,
-    "decode_tokens_per_second": 62.5,
-}
-LATE = {"ttft_log_ratio": math.log(20)}
-LONG = {"prompt_tokens": 30_000}
-
-ROWS = [
-    ("asleep", {**DEAD, "engine_awake": False}, {"engine_awake": True}, "dead_drafter"),
-    (
-        "rate_is_not_the_product",
-        {**SLOW, "decode_tokens_per_second": 225.0},
-        {"decode_tokens_per_second": 55.0},
-        "slow_steps",
-    ),
-    (
-        "steps_merged",
-        {
-            "acceptance_log_ratio": math.log(2),
-            "step_log_ratio": math.log(2),
-            "acceptance_length": 9.0,
-            "step_seconds": 0.04,
-        },
-        {"rate_log_ratio": -math.log(2), "decode_tokens_per_second": None},
-        "slow_steps",
-    ),
-    ("client_reads_slowly", {**SLOW, "client_paced": True}, {"client_paced": False}, "slow_steps"),
-    (
-        "empty_output",
-        {**DEAD, "position_acceptance": (0.0,), "visible_bytes_per_token": 0.0},
-        {"visible_bytes_per_token": 1.0},
-        "dead_drafter",
-    ),
-    (
-        "loop",
-        {
-            "acceptance_log_ratio": math.log(2),
-            "acceptance_length": 8.95,
-            "position_acceptance": (1.0,) * 8,
-            "decode_tokens_per_second": 447.0,
-            "finish_reason": "length",
-        },
-        {"finish_reason": "stop"},
-        "nothing_explains_it",
-    ),
-    ("first_token_waits", {**LATE, "requests_waiting": 3.0}, {"requests_waiting": 0.0}, "nothing_explains_it"),
-    ("preempted", {**SLOW, "preemptions": 2.0}, {"preemptions": 0.0}, "slow_steps"),
-    ("long_prefill", {**LATE, **LONG}, {"prompt_tokens": 130}, "nothing_explains_it"),
-    ("busy_before_the_first_token", {**LATE, "in_flight": 8}, {"in_flight": 2}, "nothing_explains_it"),
-    ("no_drafts", OFF, {"draft_steps": 2000.0, "step_log_ratio": 0.0, "position_acceptance": (0.0,)}, "dead_drafter"),
-    (
-        "context_beyond_the_drafter",
-        {**DEAD, **LONG, "other_answers_degraded": False},
-        {"other_answers_degraded": True},
-        "dead_drafter",
-    ),
-    ("long_context_or_collapse", {**DEAD, **LONG}, {"longest_usual_prompt_tokens": 29_000}, "dead_drafter"),
-    ("dead_drafter_with_cached_prefix", {**DEAD, "cached_share": 0.9}, {"cached_share": 0.1}, "dead_drafter"),
-    (
-        "dead_drafter",
-        DEAD,
-        {"position_acceptance": (0.4, 0.05, 0, 0, 0, 0, 0, 0), "verify_steps": 400.0},
-        "slow_for_a_reason_that_is_not_known",
-    ),
-    (
-        "collapsed_in_part",
-        {**PROSE, "position_acceptance": (0.5, 0.42, 0.36, 0.3, 0.25, 0.2, 0.15, 0.1), "verify_steps": 1000.0},
-        {"position_acceptance": (0.5, 0.28, 0.15, 0.08, 0.04, 0.02, 0.01, 0)},
-        "slow_for_a_reason_that_is_not_known",
-    ),
-    (
-        "later_positions_dead",
-        {**PROSE, "position_acceptance": (0.78, 0.02, 0, 0, 0, 0, 0, 0)},
-        {"position_acceptance": (0.78, 0.3, 0.1, 0.03, 0, 0, 0, 0)},
-        "content_by_shape",
-    ),
-    (
-        "drift",
-        {**PROSE, "content_differs": False, "other_answers_degraded": True},
-        {"other_answers_degraded": False},
-        "content_by_shape",
-    ),
-    (
-        "neighbour_on_the_gpu",
-        {**SLOW, "sibling_busy": True},
-        {**LONG},
-        "slow_for_a_reason_that_is_not_known",
-    ),
-    ("long_context_steps", {**SLOW, **LONG}, {"prompt_tokens": 130}, "slow_steps"),
-    ("busier_than_known", {**SLOW, "requests_running": 6.0}, {"requests_running": 2.0}, "slow_steps"),
-    ("cold_engine", {**SLOW, "process_restarted": True}, {"process_restarted": False}, "slow_steps"),
-    ("slow_steps", SLOW, {"step_log_ratio": math.log(1.2)}, "slow_for_a_reason_that_is_not_known"),
-    (
-        "long_context_acceptance",
-        {**PROSE, **LONG},
-        {"position_acceptance": (0.4, 0.2), "acceptance_length": 2.6},
-        "slow_for_a_reason_that_is_not_known",
-    ),
-    (
-        "content_by_shape",
-        PROSE,
-        {"position_acceptance": (0.4, 0.2)},
-        "slow_for_a_reason_that_is_not_known",
-    ),
-    (
-        "content_by_class",
-        {**PROSE, "position_acceptance": None, "content_differs": True, "other_answers_degraded": False},
-        {"other_answers_degraded": None},
-        "slow_for_a_reason_that_is_not_known",
-    ),
-    (
-        "slow_for_a_reason_that_is_not_known",
-        {"acceptance_log_ratio": None, "step_log_ratio": None, "rate_log_ratio": math.log(60 / 221)},
-        {"rate_log_ratio": math.log(0.85)},
-        "nothing_explains_it",
-    ),
-    ("nothing_explains_it", {}, {**DEAD}, "dead_drafter"),
-]
-
-
-def findings(*changes):
-    fields = dict(HEALTHY)
-    for change in changes:
-        fields |= change
-    return Findings(**fields)
-
 
 @pytest.mark.parametrize(("name", "hit", "miss", "instead"), ROWS, ids=[row[0] for row in ROWS])
 def test_each_row_has_a_hit_and_a_near_miss(name, hit, miss, instead):
     assert diagnose(findings(hit)).signature == name
     assert diagnose(findings(hit, miss)).signature == instead
+
+
+@pytest.mark.parametrize(("name", "miss", "instead"), NEAR_MISSES)
+def test_each_condition_is_needed(name, miss, instead):
+    hit = next(row[1] for row in ROWS if row[0] == name)
+    assert diagnose(findings(hit, miss)).signature == instead
+
+
+@pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
+def test_what_a_row_may_not_know(row):
+    numbers = numbers_of(findings(next(hit for name, hit, *_ in ROWS if name == row.name)))
+    for number in {condition.number for condition in row.when}:
+        others = {name: interval for name, interval in numbers.items() if name != number}
+        hits = all(condition.holds(others) for condition in row.when)
+        assert hits == (number in MAY_BE_UNKNOWN.get(row.name, ())), number
 
 
 def test_every_row_is_tested_and_can_be_reached():
