@@ -1,7 +1,8 @@
 """Simulated answers of a speculating engine, with the truth about each: the same for the same scenario and seed.
 
-Tokens per second = A / step time. Content and drafter set the acceptance, load and context the step time; a collapse hits
-either. Inside an answer acceptance is not a series of independent steps: its mean varies ``overdispersion`` times as much.
+Tokens per second = A / step time. Content and drafter set the acceptance, load and context the step time; a collapse
+hits either. Inside an answer acceptance is no series of independent steps: its mean varies ``overdispersion`` times as
+much.
 """
 
 from __future__ import annotations
