@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 
 import pytest
@@ -84,7 +85,7 @@ def test_published_cycle_has_its_rates_and_runs():
     assert rates[Phase.COLLAPSED] < rates[Phase.TRANSITION] < rates[Phase.RECOVERING] < rates[Phase.HEALTHY]
     episodes = true_episodes([answer.degraded for answer in answers])[1:-1]
     assert {episode.end - episode.onset + 1 for episode in episodes} == {3, 4, 5}
-    assert statistics.mean(later.onset - one.end - 1 for one, later in zip(episodes, episodes[1:], strict=False)) == (
+    assert statistics.mean(later.onset - one.end - 1 for one, later in itertools.pairwise(episodes)) == (
         pytest.approx(6, abs=0.1)  # 5 healthy and 1 recovering
     )
 
@@ -141,7 +142,7 @@ def test_other_clocks_do_not_count_requests(name):
     """Runs that are regular on their own clock are not on the request clock."""
     answers = answers_of(name, 4000)
     episodes = true_episodes([answer.degraded for answer in answers], SCENARIOS[name].workload.workers - 1)
-    lengths = [later.onset - one.onset for one, later in zip(episodes, episodes[1:], strict=False)]
+    lengths = [later.onset - one.onset for one, later in itertools.pairwise(episodes)]
     assert len(lengths) >= 10
     assert statistics.stdev(lengths) / statistics.mean(lengths) > 0.12
 
