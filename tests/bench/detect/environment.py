@@ -35,7 +35,7 @@ def python() -> Path:
     installed.unlink(missing_ok=True)
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(home)],
-        [str(interpreter), "-m", "pip", "install", "-qq", "--no-deps", "--only-binary", ":all:", "-r", str(LOCK)],
+        [str(interpreter), "-m", "pip", "install", "-qq", "--no-deps", "-r", str(LOCK)],
     ):
         _run(command)
     installed.write_bytes(LOCK.read_bytes())

@@ -15,20 +15,13 @@ import msgspec
 
 from tests.bench.detect.calibrate import calibrate
 from tests.bench.detect.peers import PEERS, Rates, alarms_of
-from tests.bench.detect.results import Cost, Row
+from tests.bench.detect.results import Cost, PeerResult, Row
 from tests.bench.detect.scenarios import CORE, SCENARIOS
 from tests.bench.detect.scoring import Score, score
 from tests.bench.detect.series import CALIBRATION_SCENARIO, CALIBRATION_SEEDS, FULL, QUICK, Series, Size, series_of
 from tests.bench.detect.simulator import simulate
 
 MEAN_REQUESTS_BETWEEN_FALSE_ALARMS = 1000.0
-
-
-class PeerResult(msgspec.Struct, kw_only=True):
-    """What this program prints."""
-
-    rows: list[Row]
-    costs: list[Cost]
 
 
 def rates_of(series: Series) -> Rates:

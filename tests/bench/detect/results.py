@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from tests.bench.detect.scoring import Score
@@ -14,7 +16,7 @@ class Row(msgspec.Struct, kw_only=True):
     scenario: str
     score: Score
     causes: dict[str, int] = {}
-    """Alarms on true collapses by the cause they named (specbreaker only)."""
+    """Alarms in true collapses by the cause they named (specbreaker only)."""
 
 
 class Cost(msgspec.Struct, kw_only=True):
@@ -26,19 +28,42 @@ class Cost(msgspec.Struct, kw_only=True):
     snapshot_bytes: int | None = None
     threshold: float | None = None
     calibrated_arl: float | None = None
-    """Requests between false alarms on the series that set the threshold; None: nothing was calibrated."""
+    """Requests per false alarm on the series that set the threshold; None: nothing was calibrated."""
 
 
 class Recorded(msgspec.Struct, kw_only=True):
-    """The detector on one recorded series."""
+    """specbreaker on one recorded series."""
 
     name: str
     requests: int
     true_onsets: list[int]
-    alarms: list[int]
-    causes: list[str | None]
+    """Answers in which a collapse began."""
+    true_ends: list[int]
+    """The last degraded answer of each."""
+    episodes: list[dict[str, Any]]
+    """As ``specbreaker detect --json`` prints them."""
     cycle_verdict: str
-    note: str = ""
+    cycle_known: bool
+    """The series is long enough to show its cycle; False: a claim would be false."""
+
+    @property
+    def found(self) -> int:
+        """Collapses with an alarm in one of their answers."""
+        runs = list(zip(self.true_onsets, self.true_ends, strict=True))
+        return sum(any(onset <= e["detected_request"] <= end for e in self.episodes) for onset, end in runs)
+
+    @property
+    def false_alarms(self) -> int:
+        """Episodes detected outside of every collapse."""
+        runs = list(zip(self.true_onsets, self.true_ends, strict=True))
+        return sum(not any(onset <= e["detected_request"] <= end for onset, end in runs) for e in self.episodes)
+
+
+class PeerResult(msgspec.Struct, kw_only=True):
+    """What peer_run.py prints."""
+
+    rows: list[Row]
+    costs: list[Cost]
 
 
 class Result(msgspec.Struct, kw_only=True):

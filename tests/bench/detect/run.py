@@ -1,111 +1,182 @@
-"""Measure the detector, and the peers, on simulated traffic and recordings.
+"""Measure specbreaker's detector, and the peers, on simulated traffic and on recordings.
 
-usage: python -m tests.bench.detect.run [--quick] [--only ours|peers] [--scenarios NAME,...] [--jobs N] [--json FILE]
+usage: python -m tests.bench.detect.run [--quick] [--only ours|peers] [--scenarios NAME,...] [--jobs 2]
+                                        [--captures DIR] [--output docs/results/detection.md]
 
-Prints a table; with --json the whole result goes to FILE, from which table.py writes docs/results/detection.md.
+Prints a line per scenario; with --output it also writes the page, and the figures beside it as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
+import shlex
+import subprocess
 import sys
 import time
-from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import UTC, datetime
 from itertools import repeat
+from pathlib import Path
 
-from tests.bench.detect import ours
-from tests.bench.detect.observations import observations_of
-from tests.bench.detect.results import Cost, Row
-from tests.bench.detect.scenarios import SCENARIOS
-from tests.bench.detect.scoring import Score
-from tests.bench.detect.series import FULL, QUICK, Series, Size, cold_series_of, series_of
+import msgspec
+import numpy as np
 
-COLD = ("deploy", "deploy_steptime", "blog")
-"""Also met without a warm-up."""
-COLD_SUFFIX = " (cold start)"
+from replay.readers import ReadError
+from tests.bench.detect import environment, ours, table
+from tests.bench.detect.our_run import COLD_SUFFIX, our_cost, our_row, scenario_names
+from tests.bench.detect.recorded import CAPTURES_VARIABLE, recorded_rows
+from tests.bench.detect.results import Cost, PeerResult, Recorded, Result, Row
+from tests.bench.detect.scenarios import CORE
+from tests.bench.detect.series import CALIBRATION_SEEDS, COLLAPSE_SEEDS, FULL, NULL_SEEDS, QUICK, WARM_REQUESTS, Size
 
-
-def our_row(name: str, size: Size) -> Row:
-    """specbreaker on one scenario; a name with ``COLD_SUFFIX`` is the scenario without a warm-up."""
-    scenario = SCENARIOS[name.removesuffix(COLD_SUFFIX)]
-    total, causes = Score(), Counter[str]()
-    every_series = cold_series_of(scenario, size) if name.endswith(COLD_SUFFIX) else series_of(scenario, size)
-    for series in every_series:
-        one, watched = ours.score_series(series)
-        total += one
-        causes.update(_true_causes(series, watched))
-    return Row(detector=ours.NAME, scenario=name, score=total, causes=dict(causes))
+PEER_SECONDS = 900
 
 
-def _true_causes(series: Series, watched: ours.Watched) -> list[str]:
-    alarms = zip(watched.alarms, watched.causes, strict=True)
-    return [str(cause) for number, cause in alarms if number >= series.begin and series.answers[number].degraded]
+def measure_peers(names: list[str], quick: bool) -> PeerResult:
+    """Run the peers in their own environment.
+
+    Raises:
+        environment.EnvironmentUnavailable: it cannot be made, or the run failed in it.
+    """
+    chosen = [name for name in names if name in {scenario.name for scenario in CORE}]
+    if not chosen:
+        return PeerResult(rows=[], costs=[])
+    command = [str(environment.python()), "-m", "tests.bench.detect.peer_run", "--scenarios", ",".join(chosen)]
+    done = subprocess.run(
+        [*command, *(["--quick"] if quick else [])],
+        stdout=subprocess.PIPE,
+        env=environment.variables(),
+        cwd=environment.REPOSITORY,
+        timeout=PEER_SECONDS,
+    )
+    if done.returncode != 0:
+        raise environment.EnvironmentUnavailable(f"peer_run ended with {done.returncode}: see above")
+    return msgspec.json.decode(done.stdout, type=PeerResult)
 
 
-def our_cost() -> Cost:
-    """What specbreaker costs on the traffic of a deployment that collapses."""
-    series = next(series_of(SCENARIOS["deploy"], QUICK))
-    observations = observations_of(series.scenario, series.answers)
-    watched = ours.watch_answers(observations)
-    return Cost(
-        detector=ours.NAME,
-        microseconds_per_request=watched.seconds / len(observations) * 1e6,
-        microseconds_per_step=ours.step_microseconds(observations[:150]),
-        snapshot_bytes=watched.snapshot_bytes,
+def measure_ours(names: list[str], size: Size, jobs: int) -> Iterator[Row]:
+    """specbreaker on these scenarios, printed as they come."""
+    with ProcessPoolExecutor(jobs) as pool:
+        for row in pool.map(our_row, names, repeat(size)):
+            print(table.text_line(row), flush=True)
+            yield row
+
+
+def measure(args: argparse.Namespace, names: list[str]) -> Result:
+    """Everything that the command line asks for. Peers and our own run side by side where there are two jobs."""
+    begin, size = time.monotonic(), QUICK if args.quick else FULL
+    rows: list[Row] = []
+    costs: list[Cost] = []
+    recorded: list[Recorded] = []
+    skipped: list[str] = []
+    with ThreadPoolExecutor(1) as background:
+        peers: Future[PeerResult] | None = None
+        if args.only != "ours" and args.jobs > 1:
+            peers = background.submit(measure_peers, names, args.quick)
+        if args.only != "peers":
+            rows += measure_ours(names, size, args.jobs - 1 if peers else args.jobs)
+            recorded = recorded_rows(args.captures)
+        if args.only != "ours":
+            try:
+                theirs = peers.result() if peers else measure_peers(names, args.quick)
+                rows, costs = rows + theirs.rows, costs + theirs.costs
+            except (environment.EnvironmentUnavailable, subprocess.TimeoutExpired) as error:
+                skipped.append(f"the peers: {error}")
+        else:
+            skipped.append("the peers: --only ours")
+    if args.only != "peers":
+        # Alone on the machine: the two above would be measured too.
+        costs.insert(0, our_cost())
+    if args.captures is None:
+        skipped.append(
+            f"the whole H200 captures (no --captures, no {CAPTURES_VARIABLE}): the copies of tests/data/watch"
+        )
+    return Result(
+        date_utc=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+        command="python -m tests.bench.detect.run " + shlex.join(sys.argv[1:]),
+        commit=commit(),
+        machine=machine(),
+        settings=settings(size),
+        wall_seconds=time.monotonic() - begin,
+        rows=rows,
+        costs=costs,
+        recorded=recorded,
+        skipped=skipped,
     )
 
 
-def scenario_names(chosen: str | None) -> list[str]:
-    """The scenarios to run, cold starts included. ValueError: there is none of that name."""
-    if chosen is None:
-        return [*SCENARIOS, *(name + COLD_SUFFIX for name in COLD)]
-    names = chosen.split(",")
-    for name in names:
-        if name.removesuffix(COLD_SUFFIX) not in SCENARIOS:
-            raise ValueError(f"--scenarios: no scenario {name!r}; there are: {', '.join(SCENARIOS)}")
-    return names
+def settings(size: Size) -> dict[str, str]:
+    """How much was simulated, and with which seeds."""
+    return {
+        "answers per seed with collapses": f"{size.collapse_requests} after {WARM_REQUESTS} healthy ones",
+        "seeds with collapses": ", ".join(map(str, COLLAPSE_SEEDS[: size.seeds])),
+        "answers per seed without": str(size.null_requests),
+        "seeds without": ", ".join(map(str, NULL_SEEDS[: size.seeds])),
+        "seeds of the peers' calibration": ", ".join(map(str, CALIBRATION_SEEDS)),
+        "mean_requests_between_false_alarms": f"{ours.MEAN_REQUESTS_BETWEEN_FALSE_ALARMS:g}",
+    }
 
 
-def text_line(row: Row) -> str:
-    """One row for a terminal."""
-    found, s = "", row.score
-    if s.episodes:
-        mean_delay = "-" if s.mean_delay is None else f"{s.mean_delay:.2f} / {s.median_delay:g}"
-        short = "" if s.short_missed_share is None else f", short {100 * s.short_missed_share:.0f} %"
-        found = f"delay {mean_delay:>9}  miss {100 * (s.missed_share or 0):5.1f} % of {s.episodes}{short}"
-        found += f"  recall {s.recall:.2f}" if s.recall is not None else ""
-    flagged = f"  healthy flagged {100 * s.healthy_flagged_share:.1f} %"
-    return f"{row.scenario:32s} FA/1000 {s.false_alarms_per_1000:6.2f}{flagged}  {found}  {row.causes or ''}"
+def machine() -> dict[str, str]:
+    """What costs depend on, and the version of numpy, whose generators make the traffic."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    return {
+        "CPU": models[0] if models else platform.machine(),
+        "cores": str(os.cpu_count()),
+        "Python": platform.python_version(),
+        "numpy": np.__version__,
+        "load average at the end": f"{os.getloadavg()[0]:.2f}",
+    }
+
+
+def commit() -> str:
+    """Of the measured tree, with a mark where files differ from it."""
+    command = ["git", "-C", str(environment.REPOSITORY), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.detect.run", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer answers and seeds: a minute instead of ten")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.detect.run",
+        description="Measure specbreaker's detector, and the peers, on simulated traffic and on recordings.",
+        epilog=f"A name with {COLD_SUFFIX!r} is a scenario met in its middle.",
+    )
+    folder = os.environ.get(CAPTURES_VARIABLE)
+    parser.add_argument("--quick", action="store_true", help="fewer answers, one seed: a minute, and coarse figures")
     parser.add_argument("--only", choices=("ours", "peers"))
     parser.add_argument("--scenarios", metavar="NAME,...", help="instead of all")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
+    parser.add_argument(
+        "--captures",
+        type=Path,
+        default=Path(folder) if folder else None,
+        help=f"folder of the H200 chunk logs (default: {CAPTURES_VARIABLE}, else the copies in tests/data)",
+    )
+    parser.add_argument("--output", type=Path, metavar="PAGE", help="write the page, and PAGE with the ending .json")
     return parser.parse_args()
 
 
 def main() -> None:
     """Run what the command line asks for."""
     args = arguments()
-    size = QUICK if args.quick else FULL
     try:
-        names = scenario_names(args.scenarios)
-    except ValueError as error:
+        result = measure(args, scenario_names(args.scenarios))
+    except (ValueError, ReadError) as error:
         sys.exit(f"run.py: {error}")
-    begin = time.monotonic()
-    with ProcessPoolExecutor(args.jobs) as pool:
-        for row in pool.map(our_row, names, repeat(size)):
-            print(text_line(row), flush=True)
-    cost = our_cost()
-    print(
-        f"{cost.microseconds_per_request:.0f} us a request, {cost.microseconds_per_step:.2f} us a step, "
-        f"{cost.snapshot_bytes} bytes of snapshot; {time.monotonic() - begin:.0f} s"
-    )
+    print(table.text_summary(result))
+    if args.output and args.quick:
+        print(f"{args.output}: left as it is, because the figures of --quick are coarse")
+    elif args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(table.page(result))
+        args.output.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
+        print(f"{args.output} written")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,12 @@ class Score(msgspec.Struct, kw_only=True):
         return self.short_missed / self.short_episodes if self.short_episodes else None
 
     @property
+    def long_missed_share(self) -> float | None:
+        """Of the collapses that are not short."""
+        long = self.episodes - self.short_episodes
+        return (self.missed - self.short_missed) / long if long else None
+
+    @property
     def mean_delay(self) -> float | None:
         """Answers after the first degraded one; None where nothing was found."""
         return mean(self.delays) if self.delays else None
