@@ -5,14 +5,20 @@ from __future__ import annotations
 import itertools
 import statistics
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.observation import Quality, Source
 from detector.verdict import Phase
-from tests.bench.detect import ours, physics
+from tests.bench.detect import ours, peers, physics, table
+from tests.bench.detect.bars import bars, verdict_of
+from tests.bench.detect.calibrate import bisect, calibrate, lowest_edge_threshold
 from tests.bench.detect.observations import observations_of
+from tests.bench.detect.our_run import scenario_names
+from tests.bench.detect.recorded import recorded_rows
+from tests.bench.detect.results import Cost, Recorded, Result, Row
 from tests.bench.detect.scenarios import CORE, NULL_OF, SCENARIOS
 from tests.bench.detect.scoring import Score, TrueEpisode, score, true_episodes
 from tests.bench.detect.simulator import simulate
@@ -249,3 +255,173 @@ def test_our_detector_is_watched_answer_by_answer():
 def test_core_scenarios_are_the_fifteen():
     assert len(CORE) == 15
     assert len({scenario.name for scenario in CORE}) == 15
+
+
+class RisingStatistic:
+    """An edge peer whose statistic is minus the rate."""
+
+    def __init__(self, reference):
+        self.reference = reference
+
+    def statistic(self, rate):
+        return -rate
+
+
+class Below:
+    """A restarting peer that alarms at every rate below its threshold."""
+
+    def __init__(self, reference, threshold):
+        self.threshold = threshold
+
+    def alarm(self, rate):
+        return rate < self.threshold
+
+
+@pytest.fixture
+def simple_peers(monkeypatch):
+    monkeypatch.setitem(peers.EDGES, "edge", RisingStatistic)
+    monkeypatch.setitem(peers.RESTARTING, "restarting", (Below, 1.0, 400.0))
+
+
+WARM = [200.0 + number % 5 for number in range(peers.WARM_RATES)]
+
+
+def test_edge_peers_alarm_where_the_statistic_rises_and_hold_over_unknown_rates(simple_peers):
+    rates = [*WARM, 200.0, 60.0, None, 60.0, 200.0, None, 60.0]
+    first = peers.WARM_RATES
+    assert peers.alarms_of("edge", -100.0, rates) == [first + 1, first + 6]
+    assert peers.alarms_of("edge", -100.0, [None, *rates]) == [first + 2, first + 7]
+
+
+def test_restarting_peers_alarm_only_where_the_rate_fell(simple_peers):
+    rates = [*WARM, 60.0, 300.0, None, 199.0]
+    first = peers.WARM_RATES
+    assert peers.alarms_of("restarting", 100.0, rates) == [first]
+    assert peers.alarms_of("restarting", 1000.0, rates) == [first, first + 3]
+
+
+def test_rules_of_the_field_by_hand():
+    first = peers.WARM_RATES
+    three = "3 in a row < h x median"
+    assert peers.alarms_of(three, -0.5, [*WARM, 60, 60, 200, 60, 60, 60, 60]) == [first + 5]
+    prometheus = "Prometheus rule: avg of 6 < h x long average"
+    assert peers.alarms_of(prometheus, -0.5, [*WARM, *[60.0] * 8, *[200.0] * 8, *[60.0] * 8]) == [
+        first + 5,  # six answers fill the window
+        first + 8 + 8 + 4,
+    ]
+    assert peers.alarms_of("EWMA chart, weight 0.3", 3.0, [*WARM, 60.0, 201.0, 202.0]) == [first]
+
+
+def test_an_edge_threshold_comes_down_only_while_alarms_are_few():
+    # Far down the statistic is always above: no edges there, and no detector either.
+    statistics_ = [[0.0, 5.0, 0.0, 4.0, 0.0, 3.0, 0.0]]
+    assert lowest_edge_threshold(statistics_, allowed=2) == 4.0
+    assert lowest_edge_threshold(statistics_, allowed=1) == 5.0
+    assert lowest_edge_threshold(statistics_, allowed=0) > 5.0
+
+
+def test_bisection_finds_the_lowest_threshold_that_is_quiet_enough():
+    found = bisect(lambda threshold: 100 if threshold < 30 else 10, 1.0, 400.0, allowed=10)
+    assert found == pytest.approx(30, rel=0.01)
+    assert found >= 30
+
+
+def test_calibration_keeps_the_mean_time_between_false_alarms(simple_peers):
+    rates = [*WARM, *(100.0 + number % 97 for number in range(850))]
+    for name in ("edge", "restarting"):
+        threshold, between = calibrate(name, [rates], mean_requests=100.0)
+        assert len(peers.alarms_of(name, threshold, rates)) <= 10
+        assert between >= 100
+
+
+def made_up_result(**changes):
+    null = Row(detector=ours.NAME, scenario="null_deploy", score=Score(requests=12000, false_alarms=6))
+    found = Score(requests=1000, episodes=100, missed=1, delays=[1] * 99)
+    recorded = Recorded(
+        name="published, dflash_n8 (10 rates)",
+        requests=10,
+        true_onsets=[5],
+        true_ends=[8],
+        episodes=[{"detected_request": 5, "detected_step": None, "cause": "unknown"}],
+        cycle_verdict="undetermined",
+        cycle_known=False,
+    )
+    fields = {
+        "date_utc": "2026-11-22 11:00",
+        "command": "run",
+        "commit": "abc",
+        "machine": {"CPU": "one"},
+        "settings": {"seeds": "1"},
+        "wall_seconds": 1.0,
+        "rows": [null, Row(detector=ours.NAME, scenario="deploy", score=found, causes={"acceptance_collapse": 99})],
+        "costs": [Cost(detector=ours.NAME, microseconds_per_request=50.0, microseconds_per_step=1.0)],
+        "recorded": [recorded],
+        "skipped": ["the peers: no network"],
+    }
+    return Result(**(fields | changes))
+
+
+def verdicts(result):
+    return {bar.name: bar.cells[-1] for bar in bars(result)}
+
+
+def test_every_bar_of_a_good_run_is_kept():
+    assert set(verdicts(made_up_result()).values()) == {"pass", "not measured"}
+
+
+@pytest.mark.parametrize(
+    ("bar", "changes"),
+    [
+        (
+            "worst null",
+            {"rows": [Row(detector=ours.NAME, scenario="null_iid", score=Score(requests=900, false_alarms=1))]},
+        ),
+        (
+            "collapsing scenarios kept",
+            {"rows": [Row(detector=ours.NAME, scenario="mild", score=Score(requests=900, episodes=9, missed=9))]},
+        ),
+        ("CPU per request", {"costs": [Cost(detector=ours.NAME, microseconds_per_request=101.0)]}),
+        (
+            "published rates: alarm at",
+            {"recorded": [msgspec.structs.replace(made_up_result().recorded[0], episodes=[])]},
+        ),
+        (
+            "cycle claimed on too little",
+            {"recorded": [msgspec.structs.replace(made_up_result().recorded[0], cycle_verdict="cyclic")]},
+        ),
+    ],
+)
+def test_a_bar_that_is_not_kept_says_so(bar, changes):
+    assert verdicts(made_up_result(**changes))[bar] == "FAIL"
+
+
+def test_short_collapses_do_not_count_against_the_bar():
+    short = Score(requests=100, episodes=10, short_episodes=5, missed=5, short_missed=5, delays=[1] * 5)
+    assert verdict_of(Row(detector=ours.NAME, scenario="random_slow", score=short)) == "pass"
+    assert short.missed_share == 0.5
+
+
+def test_the_page_has_every_row_and_survives_its_own_json():
+    result = made_up_result()
+    page = table.page(result)
+    for text in ("| null_deploy | 12,000 | 6 | 0.50 |", "1.00 / 1", "the peers: no network", "1.0 %", "abc"):
+        assert text in page
+    assert msgspec.json.decode(msgspec.json.encode(result), type=Result) == result
+    blocks = itertools.groupby(page.splitlines(), key=lambda line: line.startswith("|"))
+    for lines in (list(lines) for is_table, lines in blocks if is_table):
+        assert len({line.count("|") for line in lines}) == 1, lines
+
+
+def test_recorded_series_are_found_where_they_should_be():
+    published, _, cycle, *_, k15 = recorded_rows(None)
+    assert (published.requests, cycle.requests) == (10, 40)
+    assert cycle.true_onsets == [5, 15, 25, 35]
+    assert cycle.found == 4
+    assert k15.false_alarms == 0
+    assert all(one.cycle_verdict != "cyclic" for one in (published, k15))
+
+
+def test_scenario_names_are_checked():
+    assert scenario_names("deploy,blog:cold") == ["deploy", "blog:cold"]
+    with pytest.raises(ValueError, match="no scenario 'deply'; there are: blog"):
+        scenario_names("deply")

@@ -30,7 +30,7 @@ class Bar(msgspec.Struct, frozen=True):
     @property
     def cells(self) -> tuple[str, str, str, str]:
         """A line of a table."""
-        return self.name, self.measured or "–", self.limit, _word(self.kept) if self.measured else "not measured"
+        return self.name, self.measured or "-", self.limit, _word(self.kept) if self.measured else "not measured"
 
 
 def _word(kept: bool) -> str:

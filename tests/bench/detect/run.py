@@ -91,9 +91,8 @@ def measure(args: argparse.Namespace, names: list[str]) -> Result:
         # Alone on the machine: the two above would be measured too.
         costs.insert(0, our_cost())
     if args.captures is None:
-        skipped.append(
-            f"the whole H200 captures (no --captures, no {CAPTURES_VARIABLE}): the copies of tests/data/watch"
-        )
+        why = f"neither --captures nor {CAPTURES_VARIABLE} was given"
+        skipped.append(f"the whole H200 captures: {why}, so the copies in tests/data/watch were read")
     return Result(
         date_utc=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         command="python -m tests.bench.detect.run " + shlex.join(sys.argv[1:]),

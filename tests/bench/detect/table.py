@@ -32,19 +32,19 @@ def markdown_table(lines: Iterable[Iterable[str]]) -> str:
 
 def number(value: float | None, places: int = 2) -> str:
     """With that many decimals; a dash where there is none."""
-    return "–" if value is None else f"{value:.{places}f}"
+    return "-" if value is None else f"{value:.{places}f}"
 
 
 def percent(share: float | None) -> str:
     """A share in percent: one decimal below ten."""
     if share is None:
-        return "–"
+        return "-"
     return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
 
 
 def delay(score: Score) -> str:
     """Mean and median delay in answers."""
-    return "–" if score.mean_delay is None else f"{score.mean_delay:.2f} / {score.median_delay:g}"
+    return "-" if score.mean_delay is None else f"{score.mean_delay:.2f} / {score.median_delay:g}"
 
 
 def collapse_cell(score: Score | None) -> str:
@@ -72,7 +72,7 @@ def peers_tables(result: Result) -> str:
         mine = scores[name]
         collapses.append([name, *(collapse_cell(mine.get(scenario)) for scenario in COLLAPSES)])
         nulls.append([name, *(number(mine[n].false_alarms_per_1000) if n in mine else "" for n in NULLS)])
-    return f"""Collapses: mean delay in answers after the one in which it began · share missed · false alarms per 1000 answers.
+    return f"""Collapses: mean delay in answers (0: that in which it began) · missed · false alarms per 1000 answers.
 
 {markdown_table(collapses)}
 
@@ -85,7 +85,7 @@ def cost_table(costs: Sequence[Cost]) -> str:
     """What each detector costs, and where its threshold came from."""
     lines = [["", "µs per request", "µs per step", "snapshot, bytes", "threshold", "requests per false alarm there"]]
     for cost in sorted(costs, key=lambda cost: DETECTORS.index(cost.detector)):
-        size = "–" if cost.snapshot_bytes is None else f"{cost.snapshot_bytes:,}"
+        size = "-" if cost.snapshot_bytes is None else f"{cost.snapshot_bytes:,}"
         arl = "not calibrated" if cost.calibrated_arl is None else f"{cost.calibrated_arl:,.0f}"
         threshold = "documented setting" if cost.threshold is None else f"{cost.threshold:.3g}"
         times = [number(cost.microseconds_per_request, 1), number(cost.microseconds_per_step)]
@@ -128,7 +128,7 @@ def recorded_table(recorded: Sequence[Recorded]) -> str:
         )
         causes = ", ".join(dict.fromkeys(str(e["cause"]) for e in one.episodes))
         counts = [str(one.requests), str(len(one.true_onsets)), str(one.found), str(one.false_alarms)]
-        lines.append([one.name, *counts, at or "none", causes or "–", one.cycle_verdict])
+        lines.append([one.name, *counts, at or "none", causes or "-", one.cycle_verdict])
     return markdown_table(lines)
 
 
