@@ -21,9 +21,11 @@ bench: $(VENV)/.installed  ## beside nginx, HAProxy, vllm-router and LiteLLM: do
 
 bench-detect: $(VENV)/.installed  ## the detector on traffic whose truth is known, beside peers: docs/results/detection*.md
 	$(BIN)/python -m tests.bench.detect.run --jobs 2 --output docs/results/detection.md $(ARGS)
-	for part in cycle_bench stream_bench; do \
-	  [ ! -e tests/bench/detect/$$part.py ] || $(BIN)/python -m tests.bench.detect.$$part || exit; \
+ifeq (,$(findstring --quick,$(ARGS)))
+	for part in $(basename $(notdir $(wildcard tests/bench/detect/cycle_bench.py tests/bench/detect/stream_bench.py))); do \
+	  $(BIN)/python -m tests.bench.detect.$$part || exit; \
 	done
+endif
 
 engine: $(VENV)/.installed  ## a real vLLM with DFlash on this CPU, and the end-to-end tests against it
 	tests/engine/setup.sh install

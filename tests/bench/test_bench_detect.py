@@ -163,13 +163,16 @@ def test_answers_side_by_side_overlap_and_come_in_the_order_of_their_ends():
 def test_sources_tell_what_they_can_know():
     by_source = {
         name: observations_of(SCENARIOS[name], answers_of(name, 200))
-        for name in ("null_deploy", "null_engine_counts", "null_merged_events", "null_rate_only")
+        for name in ("null_deploy", "null_engine_counts", "null_counters", "null_merged_events", "null_rate_only")
     }
     for one in by_source["null_engine_counts"]:
         if one.acceptance_length is not None:
             assert (one.acceptance_source, one.acceptance_quality) == (Source.ENGINE, Quality.EXACT)
             assert 1 + sum(one.position_acceptance) == pytest.approx(one.acceptance_length, rel=0.35)
     assert all(one.acceptance_length is None for one in by_source["null_rate_only"])
+    counted = [one for one in by_source["null_counters"] if one.acceptance_source is Source.COUNTERS]
+    assert 50 < len(counted) < 150
+    assert all(one.in_flight == 1 for one in counted)
     pairs = zip(by_source["null_merged_events"], answers_of("null_merged_events", 200), strict=True)
     assert all(one.acceptance_length >= answer.acceptance_length for one, answer in pairs if one.acceptance_length)
     cadence = by_source["null_deploy"]
@@ -404,7 +407,13 @@ def test_short_collapses_do_not_count_against_the_bar():
 def test_the_page_has_every_row_and_survives_its_own_json():
     result = made_up_result()
     page = table.page(result)
-    for text in ("| null_deploy | 12,000 | 6 | 0.50 |", "1.00 / 1", "the peers: no network", "1.0 %", "abc"):
+    for text in (
+        "| null_deploy | 12,000 | 6 | 0.50 (0.18 to 1.09) |",
+        "1.00 / 1",
+        "the peers: no network",
+        "1.0 %",
+        "abc",
+    ):
         assert text in page
     assert msgspec.json.decode(msgspec.json.encode(result), type=Result) == result
     blocks = itertools.groupby(page.splitlines(), key=lambda line: line.startswith("|"))

@@ -12,6 +12,8 @@ from tests.bench.detect.simulator import Answer
 MERGED_STEPS = 0.8
 """Share of the steps that remain events of their own where events merge."""
 
+_COUNTED_BY_ENGINE = {"engine": Source.ENGINE, "counters": Source.COUNTERS}
+
 
 def observations_of(scenario: Scenario, answers: list[Answer]) -> list[Observation]:
     """One Observation per answer, in the same order."""
@@ -23,8 +25,7 @@ def _observe(scenario: Scenario, answer: Answer, number: int) -> Observation:
     fields: dict[str, Any] = {}
     if not answer.no_rate:
         fields |= _times(measuring, answer)
-    counted = measuring.source != "rate" and not answer.no_acceptance
-    if counted and (measuring.source == "engine" or not answer.no_rate):
+    if _is_counted(measuring, answer):
         fields |= _acceptance(measuring, answer, depth)
     return Observation(
         request_id=f"r{number}",
@@ -49,6 +50,15 @@ def _observe(scenario: Scenario, answer: Answer, number: int) -> Observation:
     )
 
 
+def _is_counted(measuring: Measuring, answer: Answer) -> bool:
+    """Whether the acceptance of this answer can be known."""
+    if answer.no_acceptance or measuring.source == "rate":
+        return False
+    if measuring.source == "counters":
+        return answer.in_flight == 1  # counters of several answers cannot be told apart
+    return measuring.source == "engine" or not answer.no_rate
+
+
 def _times(measuring: Measuring, answer: Answer) -> dict[str, Any]:
     by_engine = measuring.source == "engine"
     return {
@@ -63,16 +73,16 @@ def _acceptance(measuring: Measuring, answer: Answer, depth: int) -> dict[str, A
     steps, quality = answer.verify_steps, Quality.TRIMMED
     if measuring.source == "merged":
         steps, quality = max(1, math.ceil(steps * MERGED_STEPS)), Quality.UPPER_BOUND
-    elif measuring.source == "engine":
+    elif measuring.source in _COUNTED_BY_ENGINE:
         quality = Quality.EXACT
     fields: dict[str, Any] = {
         "verify_steps": steps,
         "acceptance_length": answer.tokens / steps,
-        "acceptance_source": Source.ENGINE if measuring.source == "engine" else Source.CADENCE,
+        "acceptance_source": _COUNTED_BY_ENGINE.get(measuring.source, Source.CADENCE),
         "acceptance_quality": quality,
         "num_speculative_tokens": depth,
     }
-    if measuring.source == "engine":
+    if measuring.source in _COUNTED_BY_ENGINE:
         fields["position_acceptance"] = answer.position_acceptance
     if not answer.no_rate:
         fields["step_seconds"] = answer.decode_seconds / steps

@@ -90,8 +90,9 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
 class Measuring(msgspec.Struct, frozen=True, kw_only=True):
     """What the proxy can know of an answer."""
 
-    source: Literal["cadence", "engine", "merged", "rate"] = "cadence"
-    """The stream's cadence; the engine's own counts with p_i; a stream whose events merge; tokens and seconds only."""
+    source: Literal["cadence", "engine", "counters", "merged", "rate"] = "cadence"
+    """The stream's cadence; the engine's own counts with p_i; its ``/metrics``, for answers that ran alone; a stream
+    whose events merge; tokens and seconds only."""
     gaps_known: bool = True
     no_rate_share: float = 0.0
     """Answers that the client itself slowed down: their times say nothing."""
@@ -181,6 +182,7 @@ _VARIANTS = (
     _deployed("rate_only", measuring={"source": "rate"}),
     _deployed("rate_only_no_gaps", measuring={"source": "rate", "gaps_known": False}),
     _deployed("engine_counts", measuring={"source": "engine"}),
+    _deployed("counters", measuring={"source": "counters"}),
     _deployed("merged_events", measuring={"source": "merged"}),
     _deployed("gaps_unknown", measuring={"gaps_known": False}),
     _deployed("concurrency_8", workload={"load": "fixed", "in_flight": 8}),

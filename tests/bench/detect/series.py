@@ -9,7 +9,7 @@ import msgspec
 from tests.bench.detect.scenarios import Scenario
 from tests.bench.detect.simulator import Answer, simulate
 
-COLLAPSE_SEEDS, NULL_SEEDS, CALIBRATION_SEEDS = (1, 2, 3), (11, 12), (901, 902)
+COLLAPSE_SEEDS, NULL_SEEDS, CALIBRATION_SEEDS = (1, 2, 3), (11, 12, 13, 14), (901, 902)
 """The calibration's seeds are its own: nothing is scored on a stream that set a threshold."""
 CALIBRATION_SCENARIO = "null_deploy"
 WARM_REQUESTS = 200
@@ -24,9 +24,10 @@ class Size(msgspec.Struct, frozen=True):
     collapse_requests: int
     null_requests: int
     seeds: int
+    """At most: there are fewer seeds of collapses than of nulls."""
 
 
-FULL = Size(collapse_requests=2000, null_requests=6000, seeds=3)
+FULL = Size(collapse_requests=2000, null_requests=6000, seeds=4)
 QUICK = Size(collapse_requests=600, null_requests=1500, seeds=1)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
+from scipy.special import gammaincinv
 
 from tests.bench.detect import ours
 from tests.bench.detect.bars import bars, verdict_of
@@ -52,6 +53,12 @@ def collapse_cell(score: Score | None) -> str:
     if score is None:
         return ""
     return f"{number(score.mean_delay)} · {percent(score.missed_share)} · {score.false_alarms_per_1000:.1f}"
+
+
+def poisson_interval(count: int) -> tuple[float, float]:
+    """The means, 95 % of them, under which a count this large, or this small, is not rare (Garwood 1936)."""
+    low = gammaincinv(count, 0.025) if count else 0.0
+    return float(low), float(gammaincinv(count + 1, 0.975))
 
 
 def by_detector(rows: Sequence[Row]) -> dict[str, dict[str, Score]]:
@@ -109,11 +116,13 @@ def own_collapse_table(rows: Sequence[Row]) -> str:
 
 def own_null_table(rows: Sequence[Row]) -> str:
     """specbreaker on every scenario without a collapse."""
-    lines = [["null", "answers", "false alarms", "per 1000", "healthy answers held degraded", "bar"]]
+    lines = [["null", "answers", "false alarms", "per 1000 (95 % interval)", "healthy answers held degraded", "bar"]]
     for row in rows:
         s = row.score
         if row.detector == ours.NAME and SCENARIOS[row.scenario.removesuffix(COLD_SUFFIX)].collapse is None:
-            counts = [f"{s.requests:,}", str(s.false_alarms), f"{s.false_alarms_per_1000:.2f}"]
+            low, high = (1000 * bound / s.requests for bound in poisson_interval(s.false_alarms))
+            rate = f"{s.false_alarms_per_1000:.2f} ({low:.2f} to {high:.2f})"
+            counts = [f"{s.requests:,}", str(s.false_alarms), rate]
             lines.append([row.scenario, *counts, percent(s.healthy_flagged_share), verdict_of(row)])
     return markdown_table(lines)
 
