@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ from tests.bench.detect.recorded import recorded_rows
 from tests.bench.detect.results import Cost, Recorded, Result, Row
 from tests.bench.detect.scenarios import CORE, NULL_OF, SCENARIOS
 from tests.bench.detect.scoring import Score, TrueEpisode, score, true_episodes
-from tests.bench.detect.simulator import simulate
+from tests.bench.detect.simulator import overdispersion, simulate
 
 REQUESTS = 400
 COLLAPSING = sorted(NULL_OF)
@@ -108,6 +110,25 @@ def test_deployed_traffic_has_its_marginals():
         for name in ("prose", "chat", "code", "tool")
     }
     assert by_content == pytest.approx({"prose": 3.2, "chat": 4.2, "code": 5.2, "tool": 6.0}, rel=0.07)
+
+
+def test_content_with_a_memory_disperses_long_answers_more():
+    """Beside 2,000 series of an AR(1) on the acceptance logit, whose steps are drawn one by one."""
+    rng = np.random.default_rng(0)
+    memory, deviation, depth = 60.0, 0.7, 8
+    steps, carry = 450, math.exp(-1 / memory)
+    middle = physics.conditional_acceptance(3.5, depth)
+    wander = rng.normal(0, deviation, 2000)
+    accepted = np.zeros((2000, steps))
+    for step in range(steps):
+        acceptance = 1 / (1 + np.exp(-wander) * (1 - middle) / middle)
+        accepted[:, step] = np.minimum(rng.geometric(1 - acceptance) - 1, depth)
+        wander = carry * wander + rng.normal(0, deviation * math.sqrt(1 - carry * carry), 2000)
+    engine = SCENARIOS["wander"].engine
+    for length in (4, 30, 90, 450):
+        measured = accepted[:, :length].mean(1).var() * length / physics.variance_accepted(middle, depth)
+        assert overdispersion(engine, length) == pytest.approx(measured, rel=0.15)
+    assert overdispersion(SCENARIOS["deploy"].engine, 4) == overdispersion(SCENARIOS["deploy"].engine, 450) == 6
 
 
 def test_modes_move_their_own_factor():

@@ -73,6 +73,9 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     """Between answers of one content."""
     overdispersion: float = 1.0
     """Variance of an answer's mean acceptance in units of what independent steps give: content wanders inside it."""
+    content_memory_steps: float = 0.0
+    """Above 0 ``overdispersion`` is that of a long answer, whose content is correlated over so many steps; a short one
+    has less. At 0 it is that of every answer."""
     step_noise: float = 0.004
     """Standard deviation between answers of the log step time."""
     step_memory: float = 0.0
@@ -172,12 +175,17 @@ CORE = (
 """The scenarios that the figures of all detectors are given for."""
 
 _LOW_ACCEPTANCE = {"content": "fixed", "accepted": 0.39}
+_WANDER = {"overdispersion": 28.0, "content_memory_steps": 60.0}
+"""What an AR(1) on the acceptance logit gives (standard deviation 0.7, correlation over 60 steps), which reproduces the
+16 to 28 times that windows of a real engine's log have."""
 _VARIANTS = (
     _deployed("median_120_tokens", workload={"output_median": 120.0}),
     _deployed("median_2000_tokens", workload={"output_median": 2000.0}),
     _deployed("k3", engine={"num_speculative_tokens": 3}),
     _deployed("k15", engine={"num_speculative_tokens": 15}),
     _deployed("noisy", engine={"acceptance_logit_deviation": 0.4, "overdispersion": 16.0, "step_noise": 0.06}),
+    _deployed("wander", engine=_WANDER),
+    _deployed("wander_median_120_tokens", engine=_WANDER, workload={"output_median": 120.0}),
     _deployed("missing_data", measuring={"no_rate_share": 0.2, "no_acceptance_share": 0.4}),
     _deployed("rate_only", measuring={"source": "rate"}),
     _deployed("rate_only_no_gaps", measuring={"source": "rate", "gaps_known": False}),

@@ -21,7 +21,7 @@ from tests.bench.detect.physics import (
     step_seconds,
     variance_accepted,
 )
-from tests.bench.detect.scenarios import CONTENTS, PERIODIC_PATTERN, Content, Scenario, Workload
+from tests.bench.detect.scenarios import CONTENTS, PERIODIC_PATTERN, Content, Engine, Scenario, Workload
 
 RECOVERING_STEP_FACTOR = 1 / 0.96
 LOAD_SLOWDOWN = 0.06
@@ -182,7 +182,7 @@ class _Machine:
     def accepted(self, state: _State, tokens: float) -> float:
         """Mean accepted tokens per step that an answer gets over so many tokens in this state."""
         steps = max(1.0, tokens / (1 + state.accepted))
-        deviation = math.sqrt(self._engine.overdispersion * state.variance / steps)
+        deviation = math.sqrt(overdispersion(self._engine, steps) * state.variance / steps)
         depth = self._engine.num_speculative_tokens
         return float(np.clip(self._rng.normal(state.accepted, deviation), 0.0, depth))
 
@@ -205,6 +205,18 @@ class _Machine:
             noise += engine.heavy_tail_deviation * rng.standard_t(3)
         load = 1 + LOAD_SLOWDOWN * (request.in_flight - 1)
         return load * (1 + request.prompt_tokens / CONTEXT_TOKENS) * math.exp(self._drift + self._remembered + noise)
+
+
+def overdispersion(engine: Engine, steps: float) -> float:
+    """Variance of the mean of so many steps in units of what independent steps give.
+
+    The mean of n values of an AR(1) with memory m has the variance of one, times 2m/n (1 - m/n (1 - exp(-n/m))).
+    """
+    memory = engine.content_memory_steps
+    if memory <= 0:
+        return engine.overdispersion
+    share = 1 - memory / steps * (1 - math.exp(-steps / memory))
+    return 1 + (engine.overdispersion - 1) * share
 
 
 def simulate(scenario: Scenario, requests: int, seed: int, warm: int = 0) -> list[Answer]:
