@@ -183,7 +183,7 @@ _VARIANTS = (
     _deployed("median_2000_tokens", workload={"output_median": 2000.0}),
     _deployed("k3", engine={"num_speculative_tokens": 3}),
     _deployed("k15", engine={"num_speculative_tokens": 15}),
-    _deployed("noisy", engine={"acceptance_logit_deviation": 0.4, "overdispersion": 16.0, "step_noise": 0.06}),
+    _deployed("noisy", engine={**_WANDER, "acceptance_logit_deviation": 0.4, "step_noise": 0.06}),
     _deployed("wander", engine=_WANDER),
     _deployed("wander_median_120_tokens", engine=_WANDER, workload={"output_median": 120.0}),
     _deployed("missing_data", measuring={"no_rate_share": 0.2, "no_acceptance_share": 0.4}),
