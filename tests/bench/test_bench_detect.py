@@ -18,11 +18,12 @@ from tests.bench.detect import ours, peers, physics, table
 from tests.bench.detect.bars import bars, verdict_of
 from tests.bench.detect.calibrate import bisect, calibrate, lowest_edge_threshold
 from tests.bench.detect.observations import observations_of
-from tests.bench.detect.our_run import scenario_names
+from tests.bench.detect.our_run import our_row, scenario_names
 from tests.bench.detect.recorded import recorded_rows
 from tests.bench.detect.results import Cost, Recorded, Result, Row
 from tests.bench.detect.scenarios import CORE, NULL_OF, SCENARIOS
 from tests.bench.detect.scoring import Score, TrueEpisode, score, true_episodes
+from tests.bench.detect.series import Size
 from tests.bench.detect.simulator import overdispersion, simulate
 
 REQUESTS = 400
@@ -451,7 +452,15 @@ def test_recorded_series_are_found_where_they_should_be():
     assert all(one.cycle_verdict != "cyclic" for one in (published, k15))
 
 
+def test_a_suffix_changes_what_the_detector_meets_or_is_told():
+    size = Size(collapse_requests=60, null_requests=60, seeds=1)
+    whole, cold, by_rates = (our_row("blog" + suffix, size) for suffix in ("", ":cold", ":rates"))
+    assert whole.score.requests == by_rates.score.requests == 60
+    assert cold.score.requests == 0  # nothing is scored before it has had time to find its feet
+    assert (by_rates.detector, by_rates.scenario) == (ours.NAME_RATES, "blog")
+
+
 def test_scenario_names_are_checked():
-    assert scenario_names("deploy,blog:cold") == ["deploy", "blog:cold"]
+    assert scenario_names("deploy,blog:cold,blog:rates") == ["deploy", "blog:cold", "blog:rates"]
     with pytest.raises(ValueError, match="no scenario 'deply'; there are: blog"):
         scenario_names("deply")

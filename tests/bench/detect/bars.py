@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from tests.bench.detect import ours
-from tests.bench.detect.our_run import COLD_SUFFIX
+from tests.bench.detect.our_run import base_name
 from tests.bench.detect.results import Recorded, Result, Row
 from tests.bench.detect.scenarios import SCENARIOS
 
@@ -39,7 +39,7 @@ def _word(kept: bool) -> str:
 
 def is_null(row: Row) -> bool:
     """There is no collapse in it."""
-    return SCENARIOS[row.scenario.removesuffix(COLD_SUFFIX)].collapse is None
+    return SCENARIOS[base_name(row.scenario)].collapse is None
 
 
 def verdict_of(row: Row) -> str:

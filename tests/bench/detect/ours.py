@@ -14,6 +14,7 @@ from tests.bench.detect.scoring import Score, score
 from tests.bench.detect.series import Series
 
 NAME = "specbreaker"
+NAME_RATES = "specbreaker, told rates alone"
 COST_STEPS = 50_000
 MEAN_REQUESTS_BETWEEN_FALSE_ALARMS = 1000.0
 """The bar of DESIGN, told to the detector as an operator would: nothing is calibrated on any series here."""

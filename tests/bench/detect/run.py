@@ -26,7 +26,7 @@ import numpy as np
 
 from replay.readers import ReadError
 from tests.bench.detect import environment, ours, table
-from tests.bench.detect.our_run import COLD_SUFFIX, our_cost, our_row, scenario_names
+from tests.bench.detect.our_run import COLD_SUFFIX, RATES_SUFFIX, our_cost, our_row, scenario_names
 from tests.bench.detect.recorded import CAPTURES_VARIABLE, recorded_rows
 from tests.bench.detect.results import Cost, PeerResult, Recorded, Result, Row
 from tests.bench.detect.scenarios import CORE
@@ -77,7 +77,7 @@ def measure(args: argparse.Namespace, names: list[str]) -> Result:
         if args.only != "ours" and args.jobs > 1:
             peers = background.submit(measure_peers, names, args.quick)
         if args.only != "peers":
-            rows += measure_ours(names, size, args.jobs - 1 if peers else args.jobs)
+            rows += measure_ours(names, size, args.jobs)
             recorded = recorded_rows(args.captures)
         if args.only != "ours":
             try:
@@ -144,7 +144,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.detect.run",
         description="Measure specbreaker's detector, and the peers, on simulated traffic and on recordings.",
-        epilog=f"A name with {COLD_SUFFIX!r} is a scenario met in its middle.",
+        epilog=f"NAME{COLD_SUFFIX} is a scenario met in its middle, NAME{RATES_SUFFIX} one with rates alone.",
     )
     folder = os.environ.get(CAPTURES_VARIABLE)
     parser.add_argument("--quick", action="store_true", help="fewer answers, one seed: a minute, and coarse figures")

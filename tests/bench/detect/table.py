@@ -14,13 +14,13 @@ from scipy.special import gammaincinv
 
 from tests.bench.detect import ours
 from tests.bench.detect.bars import bars, verdict_of
-from tests.bench.detect.our_run import COLD_SUFFIX
+from tests.bench.detect.our_run import base_name
 from tests.bench.detect.peers import PEERS
 from tests.bench.detect.results import Cost, Recorded, Result, Row
 from tests.bench.detect.scenarios import CORE, SCENARIOS
 from tests.bench.detect.scoring import SHORT_REQUESTS, Score
 
-DETECTORS = (ours.NAME, *PEERS)
+DETECTORS = (ours.NAME, ours.NAME_RATES, *PEERS)
 COLLAPSES = [scenario.name for scenario in CORE if scenario.collapse is not None]
 NULLS = [scenario.name for scenario in CORE if scenario.collapse is None]
 
@@ -106,7 +106,7 @@ def own_collapse_table(rows: Sequence[Row]) -> str:
     lines = [[*header, "false alarms / 1000", "healthy answers held degraded", "causes named", "bar"]]
     for row in rows:
         s = row.score
-        if row.detector == ours.NAME and SCENARIOS[row.scenario.removesuffix(COLD_SUFFIX)].collapse is not None:
+        if row.detector == ours.NAME and SCENARIOS[base_name(row.scenario)].collapse is not None:
             causes = ", ".join(f"{cause} {count}" for cause, count in sorted(row.causes.items(), key=lambda c: -c[1]))
             shares = [percent(s.missed_share), percent(s.long_missed_share)]
             false = [f"{s.false_alarms_per_1000:.2f}", percent(s.healthy_flagged_share)]
@@ -119,7 +119,7 @@ def own_null_table(rows: Sequence[Row]) -> str:
     lines = [["null", "answers", "false alarms", "per 1000 (95 % interval)", "healthy answers held degraded", "bar"]]
     for row in rows:
         s = row.score
-        if row.detector == ours.NAME and SCENARIOS[row.scenario.removesuffix(COLD_SUFFIX)].collapse is None:
+        if row.detector == ours.NAME and SCENARIOS[base_name(row.scenario)].collapse is None:
             low, high = (1000 * bound / s.requests for bound in poisson_interval(s.false_alarms))
             rate = f"{s.false_alarms_per_1000:.2f} ({low:.2f} to {high:.2f})"
             counts = [f"{s.requests:,}", str(s.false_alarms), rate]
@@ -191,7 +191,8 @@ def text_line(row: Row) -> str:
         text = f"delay {delay(s):>9}  missed {percent(s.missed_share):>6} of {s.episodes}{short}  "
         text += " ".join(f"{cause} {count}" for cause, count in row.causes.items())
     flagged = f"held degraded {percent(s.healthy_flagged_share):>5}"
-    return f"{row.scenario:30s} {verdict_of(row):4s}  FA/1000 {s.false_alarms_per_1000:5.2f}  {flagged}  {text}"
+    name = row.scenario + (", rates" if row.detector == ours.NAME_RATES else "")
+    return f"{name:30s} {verdict_of(row):4s}  FA/1000 {s.false_alarms_per_1000:5.2f}  {flagged}  {text}"
 
 
 def text_summary(result: Result) -> str:
