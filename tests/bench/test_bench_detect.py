@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 import statistics
+import subprocess
 
 import msgspec
 import numpy as np
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 
 from detector.observation import Quality, Source
 from detector.verdict import Phase
-from tests.bench.detect import ours, peers, physics, table
+from tests.bench.detect import environment, ours, peers, physics, table
+from tests.bench.detect import run as bench
 from tests.bench.detect.bars import bars, verdict_of
 from tests.bench.detect.calibrate import bisect, calibrate, lowest_edge_threshold
 from tests.bench.detect.observations import observations_of
@@ -458,6 +461,20 @@ def test_a_suffix_changes_what_the_detector_meets_or_is_told():
     assert whole.score.requests == by_rates.score.requests == 60
     assert cold.score.requests == 0  # nothing is scored before it has had time to find its feet
     assert (by_rates.detector, by_rates.scenario) == (ours.NAME_RATES, "blog")
+
+
+def test_peers_that_cannot_be_installed_are_left_out_with_the_reason(monkeypatch):
+    def no_network(command, **_):
+        return subprocess.CompletedProcess(command, 1, "", "trying\nERROR: no network\n")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", "/nonexistent")
+    monkeypatch.setattr(environment.subprocess, "run", no_network)
+    monkeypatch.setattr(bench, "commit", lambda: "abc")
+    args = argparse.Namespace(quick=True, only="peers", jobs=1, captures=None)
+    result = bench.measure(args, ["null_iid"])
+    assert result.skipped[0].startswith("the peers: ")
+    assert result.skipped[0].endswith("ERROR: no network")
+    assert (result.rows, result.costs) == ([], [])
 
 
 def test_scenario_names_are_checked():

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 import msgspec
@@ -59,7 +60,8 @@ def measure_peers(names: list[str], quick: bool) -> PeerResult:
 
 def measure_ours(names: list[str], size: Size, jobs: int) -> Iterator[Row]:
     """specbreaker on these scenarios, printed as they come."""
-    with ProcessPoolExecutor(jobs) as pool:
+    # Not forked: the peers may be waited for in a thread of this process.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for row in pool.map(our_row, names, repeat(size)):
             print(table.text_line(row), flush=True)
             yield row
