@@ -1,0 +1,45 @@
+"""The period of a cycle: onset to onset on one clock, with a confidence interval for its mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, median, stdev
+
+import msgspec
+from scipy.special import stdtrit
+
+from detector.stats.clocks import Clock, ClockReading
+
+CONFIDENCE = 0.95
+OUTLIER_FACTOR = 1.6
+"""Gaps this many times longer or shorter than the median are onsets that were missed or invented."""
+
+
+class Period(msgspec.Struct, frozen=True, kw_only=True):
+    """Mean length of a cycle, in units of its clock, and the 95 % confidence interval of that mean."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def period_of(gaps: Sequence[ClockReading], clock: Clock) -> Period | None:
+    """The period from onset-to-onset gaps; None with fewer than two.
+
+    An onset is only known to within the answer it fell into. Consecutive gaps share their onsets, so these roundings
+    cancel in the sum but for the two ends: half an answer each, over n gaps. The rest is Student's t.
+    """
+    lengths = [(length, gap.requests) for gap in gaps if (length := gap.on(clock)) is not None and length > 0]
+    if len(lengths) < 2:
+        return None
+    middle = median(length for length, _ in lengths)
+    kept = [one for one in lengths if middle / OUTLIER_FACTOR < one[0] < middle * OUTLIER_FACTOR]
+    if len(kept) < 2:
+        return None
+    values = [length for length, _ in kept]
+    estimate, count = fmean(values), len(values)
+    answer = fmean(length / requests for length, requests in kept if requests)
+    rounding = 0.0 if clock is Clock.REQUESTS else answer / count
+    spread = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / math.sqrt(count) + rounding
+    return Period(estimate=estimate, low=max(0.0, estimate - spread), high=estimate + spread)
