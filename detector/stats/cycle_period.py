@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, median, stdev
+from statistics import median
 
 import msgspec
+import numpy as np
 from scipy.special import stdtrit
 
 from detector.stats.clocks import Clock, ClockReading
 
 CONFIDENCE = 0.95
-OUTLIER_FACTOR = 1.6
-"""Gaps this many times longer or shorter than the median are onsets that were missed or invented."""
+OUTLIER_FACTOR, OUTLIER_DEVIATIONS = 1.6, 8.0
+"""Gaps so many times longer or shorter than the median, and so many (robust) deviations away from it, come from onsets
+that were missed or invented."""
 
 
 class Period(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,12 +36,16 @@ def period_of(gaps: Sequence[ClockReading], clock: Clock) -> Period | None:
     if len(lengths) < 2:
         return None
     middle = median(length for length, _ in lengths)
-    kept = [one for one in lengths if middle / OUTLIER_FACTOR < one[0] < middle * OUTLIER_FACTOR]
+    usual = OUTLIER_DEVIATIONS * 1.4826 * median(abs(length - middle) for length, _ in lengths)
+    low, high = min(middle / OUTLIER_FACTOR, middle - usual), max(middle * OUTLIER_FACTOR, middle + usual)
+    kept = [one for one in lengths if low <= one[0] <= high]
     if len(kept) < 2:
         return None
     values = [length for length, _ in kept]
-    estimate, count = fmean(values), len(values)
-    answer = fmean(length / requests for length, requests in kept if requests)
+    estimate, count = float(np.mean(values)), len(values)
+    answer = float(np.mean([length / requests for length, requests in kept if requests]))
     rounding = 0.0 if clock is Clock.REQUESTS else answer / count
-    spread = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / math.sqrt(count) + rounding
+    spread = (
+        float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * float(np.std(values, ddof=1)) / math.sqrt(count) + rounding
+    )
     return Period(estimate=estimate, low=max(0.0, estimate - spread), high=estimate + spread)

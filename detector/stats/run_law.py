@@ -101,17 +101,20 @@ def learn_law(runs: Sequence[Interval], signature: dict[float, float] | None = N
         np.array([math.log(MEMORYLESS_SHARE) + float(weight_of_run @ memoryless_log_cells(low, high))]),
         np.array([math.log(BROAD_SHARE) + float(weight_of_run @ _safe_log(broad))]),
     ]
-    columns = np.column_stack([_TABLE_OF_BUMPS, _memoryless_below(_TABLE, low, high), _broad(_TABLE)])
+    tables = [_memoryless_below(_TABLE, low, high), _broad(_TABLE)]
     if signature is not None:
-        known = list(signature), list(signature.values())
-        cells = np.interp(window[:, 1], *known) - np.interp(window[:, 0], *known)
-        cells = (1 - CONTAMINATION) * cells + CONTAMINATION * broad
-        evidence = float(weight_of_run @ _safe_log(cells))
+        lengths, shares = list(signature), list(signature.values())
+        cells = np.interp(window[:, 1], lengths, shares) - np.interp(window[:, 0], lengths, shares)
+        evidence = float(weight_of_run @ _safe_log((1 - CONTAMINATION) * cells + CONTAMINATION * broad))
         parts = [part + math.log(1 - SIGNATURE_SHARE) for part in parts]
         parts.append(np.array([math.log(SIGNATURE_SHARE) + evidence]))
-        columns = np.column_stack([columns, np.interp(_TABLE * scale, *known)])
-    weights = np.exp(np.concatenate(parts) - max(float(part.max()) for part in parts))
-    cumulative = columns @ (weights / weights.sum())
+        tables.append(np.interp(_TABLE * scale, lengths, shares))
+    logs = np.concatenate(parts)
+    weights = np.exp(logs - logs.max())
+    weights /= weights.sum()
+    cumulative = _TABLE_OF_BUMPS @ weights[: len(_CENTRES)]
+    for table, weight in zip(tables, weights[len(_CENTRES) :], strict=True):
+        cumulative += weight * table
     return RunLaw((_TABLE * scale).tolist(), np.minimum(1.0, np.maximum.accumulate(cumulative)).tolist())
 
 

@@ -5,7 +5,7 @@ A law says how long a healthy run lasts, on one clock; a workload says what each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,13 @@ from detector.stats.runs import Run, RunRecorder
 HEALTHY_STEP_SECONDS, HEALTHY_LENGTH, DEAD_LENGTH, OVERHEAD = 4.5 / 221, 4.5, 1.4, 1.14
 MEAN_ANSWER = {Clock.REQUESTS: 1.0, Clock.TOKENS: 600.0, Clock.STEPS: 600 / 4.5, Clock.SECONDS: 3.0}
 """A mean healthy answer of the mixed workload, in units of each clock (seconds: its idle gap of 0.3 s included)."""
+MEAN_FIXED_ANSWER = {
+    Clock.REQUESTS: 1.0,
+    Clock.TOKENS: 2000.0,
+    Clock.STEPS: 2000 / 4.5,
+    Clock.SECONDS: 2000 / 221 + 0.3,
+}
+"""The same for the other workloads."""
 Generator = np.random.Generator
 Law = Callable[[Generator, list[float]], float]
 """Draws the length of the next run in mean answers, given the lengths so far."""
@@ -28,7 +35,8 @@ class Traffic:
     law: Law
     clock: Clock = Clock.REQUESTS
     workload: str = "fixed"
-    """fixed: one prompt, 2000 tokens, as published; mixed: log-normal with mean 600; batches: 5 short answers, then 4 long ones, and so on."""
+    """fixed: one prompt, 2000 tokens, as published; mixed: log-normal with mean 600; batches: 5 short answers, then 4
+    long ones, and so on."""
     degraded: Law = field(default_factory=lambda: pick({3: 0.15, 4: 0.7, 5: 0.15}))
     idle_seconds: float = 0.3
     """Mean pause of the client before an answer."""
@@ -40,7 +48,7 @@ class Traffic:
     """Share of onsets that were decoded one request early or late."""
 
 
-def pick(weights: dict[float, float]) -> Law:
+def pick(weights: Mapping[int, float]) -> Law:
     """A law on a few values."""
     values, shares = list(weights), list(weights.values())
     return lambda rng, _: float(rng.choice(values, p=shares))
@@ -87,6 +95,7 @@ NULLS: dict[str, Traffic] = {
     "history-dependent": Traffic(after_the_last),
     "geometric onsets, collapses of fixed length": Traffic(geometric(6), degraded=pick({4: 1.0})),
     "geometric, decoder misses and wobbles": Traffic(geometric(12), missed=0.1, wobble=0.2),
+    "geometric, mean 6, decoder blind for one answer (not covered)": Traffic(lambda rng, _: 1.0 + rng.geometric(1 / 6)),
     "geometric, mixed lengths": Traffic(geometric(6), workload="mixed"),
     "geometric, client works in batches": Traffic(geometric(6), workload="batches"),
     "chance per token, mixed lengths": Traffic(exponential(6), Clock.TOKENS, "mixed"),
@@ -111,6 +120,14 @@ CYCLES: dict[str, Traffic] = {
     ),
     "tokens, all answers alike": Traffic(lambda rng, _: 10 * rng.normal(1, 0.1), Clock.TOKENS),
 }
+PMFS: dict[str, dict[int, float]] = {
+    "published jitter {5:.2, 6:.6, 7:.2}": PUBLISHED,
+    "published, mixed lengths": PUBLISHED,
+    "always 6": {6: 1.0},
+    "always 10": {10: 1.0},
+    "wide {4:.1, 5:.2, 6:.4, 7:.2, 8:.1}": {4: 0.1, 5: 0.2, 6: 0.4, 7: 0.2, 8: 0.1},
+}
+"""Laws in requests that an oracle may know."""
 
 
 def runs(traffic: Traffic, rng: Generator) -> Iterator[tuple[Run, bool]]:
@@ -142,15 +159,7 @@ def runs(traffic: Traffic, rng: Generator) -> Iterator[tuple[Run, bool]]:
 
 
 def _healthy_length(traffic: Traffic, rng: Generator, past: list[float]) -> float:
-    mean = MEAN_ANSWER[traffic.clock]
-    if traffic.workload != "mixed":
-        tokens = 2000.0
-        mean = {
-            Clock.REQUESTS: 1.0,
-            Clock.TOKENS: tokens,
-            Clock.STEPS: tokens / 4.5,
-            Clock.SECONDS: tokens / 221 + 0.3,
-        }[traffic.clock]
+    mean = (MEAN_ANSWER if traffic.workload == "mixed" else MEAN_FIXED_ANSWER)[traffic.clock]
     length = traffic.law(rng, past)
     while rng.random() < traffic.missed:
         length += traffic.law(rng, past)
