@@ -147,7 +147,8 @@ class Durations:
             ends += weight * (law.below(since + more) - below)
         if lasts > 0:
             return min(1.0, ends / lasts)
-        return 1 - math.exp(-(advance.requests or 1.0) / self._mean_requests())
+        requests = 1.0 if advance.requests is None else advance.requests
+        return 1 - math.exp(-requests / self._mean_requests())
 
     def _mean_requests(self) -> float:
         runs = self._history.intervals.get(Clock.REQUESTS, [])

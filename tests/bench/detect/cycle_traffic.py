@@ -178,11 +178,11 @@ def _tokens(workload: str, number: int, rng: Generator) -> float:
 
 def _answer(traffic: Traffic, tokens: float, degraded: bool, rng: Generator) -> tuple[Advance, float]:
     """What an answer adds to the clocks, and how much of a healthy run it uses up."""
-    idle = rng.exponential(traffic.idle_seconds) * (100.0 if rng.random() < traffic.nights else 1.0)
+    idle = float(rng.exponential(traffic.idle_seconds)) * (100.0 if rng.random() < traffic.nights else 1.0)
     content = 0.05 if traffic.workload == "fixed" else 0.2
-    steps = tokens / ((DEAD_LENGTH if degraded else HEALTHY_LENGTH) * np.exp(rng.normal(0, content)))
-    busy = steps * HEALTHY_STEP_SECONDS * (OVERHEAD if degraded else 1.0) * rng.normal(1, 0.02)
-    prompt = rng.lognormal(7, 0.5) if traffic.workload != "fixed" else 40.0
+    steps = tokens / float((DEAD_LENGTH if degraded else HEALTHY_LENGTH) * np.exp(rng.normal(0, content)))
+    busy = steps * HEALTHY_STEP_SECONDS * (OVERHEAD if degraded else 1.0) * float(rng.normal(1, 0.02))
+    prompt = float(rng.lognormal(7, 0.5)) if traffic.workload != "fixed" else 40.0
     clocks = ClockReading(
         requests=1.0, tokens=tokens, steps=steps, kv_blocks=(prompt + tokens) / 16, seconds=idle + busy
     )
