@@ -22,6 +22,8 @@ from detector.stats.runs import Run
 
 MAX_LOG_E = math.log(1e6)
 """The e-process is held at or below this, so that a cycle that has ended is given up after some ten odd runs."""
+MIN_LOG_E = -100.0
+"""Held at or above this, where it cannot matter, so that its exponential stays a number."""
 PUBLISHED = "published"
 """The bet on the published cycle, 5 to 7 requests, which needs no run to learn from."""
 BET_WEIGHTS = {PUBLISHED: 0.55, "requests": 0.2, "tokens": 0.1, "steps": 0.05, "kv_blocks": 0.03, "seconds": 0.07}
@@ -132,13 +134,15 @@ class CycleTest:
         bets[PUBLISHED] = _PUBLISHED_BET
         for name, log_e in state.log_e.items():
             if name in bets and bets[name].clock in ends:
-                state.log_e[name] = min(MAX_LOG_E, log_e + math.log(spend(bets[name], ends)))
+                state.log_e[name] = max(MIN_LOG_E, min(MAX_LOG_E, log_e + math.log(spend(bets[name], ends))))
         state.history.add(run, laws)
         state.max_log_e = max(state.max_log_e, math.log(self._e_value()))
 
     def _e_value(self) -> float:
         """Mean of the e-processes by their stakes: an e-process again."""
-        return sum(share * math.exp(self.state.log_e[name]) for name, share in self.state.stakes.items()) or 1.0
+        if not self.state.stakes:
+            return 1.0
+        return sum(share * math.exp(self.state.log_e[name]) for name, share in self.state.stakes.items())
 
     def _judge(self) -> CycleVerdict:
         e_value = self._e_value()

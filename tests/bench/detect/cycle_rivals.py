@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Phases = NDArray[np.float64]
-PERMUTATIONS = 99
+PERMUTATIONS = 39
 ALPHA = 0.05
 
 
