@@ -8,11 +8,43 @@ from statistics import median
 
 import msgspec
 import numpy as np
-from scipy.special import stdtrit
 
 from detector.stats.clocks import Clock, ClockReading
 
-CONFIDENCE = 0.95
+T_QUANTILES = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.16,
+    2.145,
+    2.131,
+    2.12,
+    2.11,
+    2.101,
+    2.093,
+    2.086,
+    2.08,
+    2.074,
+    2.069,
+    2.064,
+    2.06,
+    2.056,
+    2.052,
+    2.048,
+    2.045,
+    2.042,
+    2.04,
+)
+"""97.5 % quantiles of Student's t with 1, 2, 3, ... degrees of freedom; a table, because scipy costs 25 MB."""
 OUTLIER_FACTOR, OUTLIER_DEVIATIONS = 1.6, 8.0
 """Gaps so many times longer or shorter than the median, and so many (robust) deviations away from it, come from onsets
 that were missed or invented."""
@@ -46,6 +78,6 @@ def period_of(gaps: Sequence[ClockReading], clock: Clock) -> Period | None:
     answer = float(np.mean([length / requests for length, requests in kept if requests]))
     rounding = 0.0 if clock is Clock.REQUESTS else answer / count
     spread = (
-        float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * float(np.std(values, ddof=1)) / math.sqrt(count) + rounding
+        T_QUANTILES[min(count - 1, len(T_QUANTILES)) - 1] * float(np.std(values, ddof=1)) / math.sqrt(count) + rounding
     )
     return Period(estimate=estimate, low=max(0.0, estimate - spread), high=estimate + spread)

@@ -66,7 +66,7 @@ class Regime:
     @property
     def degraded_probability(self) -> float:
         """Probability that the last answer was degraded."""
-        return sum(one.probability for one in self.state.beginnings if one.degraded)
+        return min(1.0, sum(one.probability for one in self.state.beginnings if one.degraded))
 
     def update(self, evidence_nats: float, advance: ClockReading) -> float:
         """Take one answer in; returns ``degraded_probability``.

@@ -64,15 +64,17 @@ class RunRecorder(msgspec.Struct, kw_only=True):
     def turn(self, first_request: int) -> Run | None:
         """Close the run at the first answer of a new phase, and begin the next one after it.
 
-        Returns the run; None where its beginning was not seen, or where nothing is left of it.
+        Returns the run; None where its beginning was not seen, or where no answer lies between the two changes.
         """
+        if self.cells and first_request < self.cells[0].request and self.whole:
+            return None
         index = next((at for at, cell in enumerate(self.cells) if cell.request >= first_request), len(self.cells) - 1)
         done, self.cells = self.cells[: index + 1], self.cells[index + 1 :]
         whole, self.whole = self.whole, True
         return _run([cell.advance for cell in done]) if whole and done else None
 
-    def restart(self) -> None:
-        """The backend was launched anew: the run that was under way has no end and is dropped."""
+    def drop(self) -> None:
+        """Forget the run under way: the backend was launched anew, or the last change of phase proved to be a lull."""
         self.cells, self.whole = [], False
 
 

@@ -1,6 +1,6 @@
 """The cycle certificate and the prediction, measured: ``python -m tests.bench.detect.cycle_bench [--streams N]``.
 
-Prints the page docs/results/detection-cycle.md. 100 streams take about 6 minutes of one core.
+Prints the page docs/results/detection-cycle.md. 60 streams take about 5 minutes of one core.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def power(streams: int) -> None:
         print(f"| {name} | {middle:.0f} | {late:.0f} | {found} | {shares} | {coverage} |", flush=True)
 
 
-def mean_period(traffic: Traffic, cycles: int = 3000) -> float:
+def mean_period(traffic: Traffic, cycles: int = 1500) -> float:
     """Long-run mean from onset to onset, on the clock that drives the cycle."""
     lengths = itertools.islice(runs(traffic, np.random.default_rng(987_654)), 2 * cycles)
     return sum(run.actual.on(traffic.clock) or 0.0 for run, _ in lengths) / cycles
@@ -194,7 +194,7 @@ def cost(streams: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--streams", type=int, default=100)
+    parser.add_argument("--streams", type=int, default=60)
     sections = {"nulls": false_claims, "power": power, "prediction": prediction, "cost": cost}
     parser.add_argument(
         "--only", choices=sections, action="append", help="a section of the page; default: all, in order"

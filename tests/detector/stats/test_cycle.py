@@ -6,10 +6,11 @@ import math
 import msgspec
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
 from detector.stats.clocks import Clock, ClockReading
 from detector.stats.cycle import CycleConfig, CycleState, CycleTest, CycleVerdict
-from detector.stats.cycle_period import period_of
+from detector.stats.cycle_period import T_QUANTILES, period_of
 from detector.stats.runs import Run
 from tests.bench.detect.cycle_traffic import CYCLES, NULLS, Traffic, geometric, pick, runs
 
@@ -163,3 +164,7 @@ def test_a_missed_onset_does_not_move_the_period():
 def test_one_gap_is_no_period():
     assert period_of([ClockReading(requests=10.0)], Clock.REQUESTS) is None
     assert period_of([ClockReading(requests=10.0)] * 3, Clock.TOKENS) is None
+
+
+def test_the_quantiles_are_students():
+    assert pytest.approx([stdtrit(freedom + 1, 0.975) for freedom in range(31)], abs=6e-4) == list(T_QUANTILES)

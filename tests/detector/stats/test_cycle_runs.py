@@ -50,10 +50,18 @@ def test_a_turn_right_after_a_turn_is_no_run():
     assert recorder.turn(2) is None
 
 
+def test_an_onset_in_the_first_answer_of_a_phase_leaves_no_run_before_it():
+    recorder = recorded(range(3))
+    recorder.turn(2)
+    recorded(range(3, 6), recorder)
+    assert recorder.turn(2) is None
+    assert len(recorder.turn(5).cells) == 3
+
+
 def test_a_launch_drops_the_run_under_way():
     recorder = recorded(range(3))
     recorder.turn(0)
-    recorder.restart()
+    recorder.drop()
     assert recorded(range(3, 6), recorder).turn(5) is None
 
 
