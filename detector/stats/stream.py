@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 MEAN_STEPS_BETWEEN_FALSE_ALARMS: Final = 2e5
 LOWEST_FLOOR: Final = 0.2
-"""A drafter whose worst healthy conditional acceptance is below this is not judged here: what could be lost is less than
-a quarter token a step."""
+"""A drafter whose worst healthy conditional acceptance is below this is not judged here: it could lose no more than a
+quarter token a step."""
 WANDER_DEVIATION: Final = 0.7
 """Standard deviation of content's wander, on the logit. With ``WANDER_STEPS`` it gives ten seconds of a busy server
 16..28 times the variance of independent steps, as real logs have."""
@@ -31,10 +31,12 @@ WANDER_STEPS: Final = 60.0
 """Correlation length of the wander, in verify steps."""
 SWITCH_SHARE: Final = 0.005
 """Chance in a block that the content is another one, anywhere in the wander's range."""
-COLLAPSE_DEPTHS: Final = (1.6, 1.9, 2.3, 3.0, 4.0)
+COLLAPSE_DEPTHS: Final = (1.2, 1.7, 2.3, 3.2)
 """Collapsed acceptances, in logits below the floor. 1.75 is 0.4 accepted tokens of 8 where the floor gives 2.2."""
-COLLAPSE_SHARES: Final = (0.5, 0.2, 0.1, 0.1, 0.1)
+COLLAPSE_SHARES: Final = (0.2, 0.6, 0.1, 0.1)
 """Their prior: the shallow ones need it, the deep ones show at once."""
+LEVEL_CHANGE_SHARE: Final = 0.02
+"""Chance in a block that a collapse is drawn anew from that prior: it may begin shallow and go deep."""
 BLOCK_STEPS: Final = 8
 """Steps of one stream that are weighed at once."""
 MAX_COUNTED: Final = 8
@@ -47,6 +49,7 @@ KEPT_PEAKS: Final = 20
 COLLAPSE_NATS: Final = 30.0
 """A run of the evidence that came this far was a collapse, not healthy content, and teaches nothing."""
 
+_FRESH_LEVELS: Final = tuple([LEVEL_CHANGE_SHARE * share for share in COLLAPSE_SHARES])
 _NODES: Final = 13
 _REACH: Final = 3.0
 _STORED: Final = np.dtype("<f8")
@@ -125,10 +128,6 @@ class RunningStream(msgspec.Struct, kw_only=True):
     """Weight of each node of the wander before the block: little-endian float64."""
 
 
-def _no_ratios() -> list[float]:
-    return [0.0] * len(COLLAPSE_DEPTHS)
-
-
 def _model_peaks() -> list[float]:
     first = math.log(MEAN_STEPS_BETWEEN_FALSE_ALARMS * RUNS_PER_STEP)
     return [first - math.log(rank) for rank in range(KEPT_PEAKS, 0, -1)]
@@ -153,7 +152,7 @@ class HealthyPeaks(msgspec.Struct, kw_only=True):
             del self.peaks[0]
 
     def alarm_nats(self) -> float:
-        """Evidence that healthy content reaches once in ``MEAN_STEPS_BETWEEN_FALSE_ALARMS``; never below the model's."""
+        """Evidence that healthy content reaches once in the mean steps between false alarms; never below the model's."""
         least = self.peaks[0]
         mean_excess = (math.fsum(self.peaks) - len(self.peaks) * least) / (len(self.peaks) - 1)
         expected = max(1.0, MEAN_STEPS_BETWEEN_FALSE_ALARMS * len(self.peaks) / self.steps)
@@ -172,8 +171,8 @@ class StreamRule(msgspec.Struct, kw_only=True):
     onset_stream: str | None = None
     """Stream and verify step (from 1) at which ``nats`` left zero last: where the collapse, if it is one, began."""
     onset_step: int = 0
-    log_ratios: list[float] = msgspec.field(default_factory=_no_ratios)
-    """Of each collapsed level against healthy, since ``nats`` left zero."""
+    levels: tuple[float, ...] = COLLAPSE_SHARES
+    """Weight of each collapsed level by what was seen since ``nats`` left zero."""
     run_nats: float = 0.0
     """Evidence since it left zero, alarms included; up to ``COLLAPSE_NATS``."""
     run_peak: float = 0.0
@@ -243,17 +242,19 @@ class StreamRule(msgspec.Struct, kw_only=True):
         return alarm
 
     def _add(self, collapsed: Sequence[float], healthy: float) -> bool:
-        """The CUSUM of a mixture: where it falls to zero, it and every ratio in it begin again."""
-        before = self.nats
-        ratios = [ratio + log - healthy for ratio, log in zip(self.log_ratios, collapsed, strict=True)]
-        total = math.log(sum(share * math.exp(ratio) for share, ratio in zip(COLLAPSE_SHARES, ratios, strict=True)))
-        self.run_nats = min(COLLAPSE_NATS, self.run_nats + total - before)
+        """The CUSUM, whose collapsed law is a filter over the levels; where it falls to zero, both begin again."""
+        odds = [weight * math.exp(log - healthy) for weight, log in zip(self.levels, collapsed, strict=True)]
+        total = sum(odds)
+        gain = math.log(total)
+        self.run_nats = min(COLLAPSE_NATS, self.run_nats + gain)
         self.run_peak = max(self.run_peak, self.run_nats)
-        alarm = total >= self.alarm_nats
-        if alarm or total <= 0.0:
-            self.nats, self.log_ratios = 0.0, [0.0] * len(ratios)
+        self.nats += gain
+        alarm = self.nats >= self.alarm_nats
+        if alarm or self.nats <= 0.0:
+            self.nats, self.levels = 0.0, COLLAPSE_SHARES
         else:
-            self.nats, self.log_ratios = total, ratios
+            keep = (1 - LEVEL_CHANGE_SHARE) / total
+            self.levels = tuple([keep * one + fresh for one, fresh in zip(odds, _FRESH_LEVELS, strict=True)])
         if self.run_nats <= 0.0:
             self._end_run()
         return alarm
@@ -267,4 +268,4 @@ class StreamRule(msgspec.Struct, kw_only=True):
     def _forget_run(self) -> None:
         self.nats = self.run_nats = self.run_peak = 0.0
         self.run_steps = 0
-        self.log_ratios = [0.0] * len(COLLAPSE_DEPTHS)
+        self.levels = COLLAPSE_SHARES

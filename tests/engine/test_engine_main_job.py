@@ -40,7 +40,12 @@ async def test_act_serves_the_collapse_from_the_fallback_and_comes_back(
 ) -> None:
     # The canaries wait in seconds: how many requests the fallback serves meanwhile is the machine's speed.
     rows, _ = await sequence(
-        dflash_engine, plain_engine, "act", requests=1000, tokens=200, enough=lambda rows: _turns(rows) == THERE_AND_BACK
+        dflash_engine,
+        plain_engine,
+        "act",
+        requests=1000,
+        tokens=200,
+        enough=lambda rows: _turns(rows) == THERE_AND_BACK,
     )
     assert _turns(rows) == THERE_AND_BACK
     first_away = next(row.index for row in rows if row.backend == "fallback")
