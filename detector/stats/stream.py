@@ -45,7 +45,11 @@ MAX_STREAMS: Final = 4096
 """Streams followed at a time; beyond it the oldest is forgotten."""
 RUNS_PER_STEP: Final = 0.047
 """Healthy runs of the evidence above h nats, per step, are this times exp(-h): measured on the model itself."""
+MODEL_ALARM_NATS: Final = math.log(MEAN_STEPS_BETWEEN_FALSE_ALARMS * RUNS_PER_STEP)
 KEPT_PEAKS: Final = 20
+"""Largest runs of the evidence on this backend's healthy content, from which the alarm is set."""
+EPOCH_STEPS: Final = int(8 * MEAN_STEPS_BETWEEN_FALSE_ALARMS)
+"""Steps after which the peaks before the last so many are forgotten; ten hours of one stream at 43 steps/s."""
 COLLAPSE_NATS: Final = 30.0
 """A run of the evidence that came this far was a collapse, not healthy content, and teaches nothing."""
 
@@ -129,37 +133,43 @@ class RunningStream(msgspec.Struct, kw_only=True):
 
 
 def _model_peaks() -> list[float]:
-    first = math.log(MEAN_STEPS_BETWEEN_FALSE_ALARMS * RUNS_PER_STEP)
-    return [first - math.log(rank) for rank in range(KEPT_PEAKS, 0, -1)]
+    return [MODEL_ALARM_NATS - math.log(rank) for rank in range(KEPT_PEAKS, 0, -1)]
 
 
 class HealthyPeaks(msgspec.Struct, kw_only=True):
     """How far the evidence runs on the healthy content of this backend, and so where the alarm must lie.
 
-    The largest peaks have an exponential tail (Pickands; the estimator is Hill's on the log scale, extrapolated as
-    Weissman does). It begins with the peaks that the model would have shown in one budget of steps.
+    The largest peaks have an exponential tail; its mean is that of their excesses, and it is extrapolated to the peak
+    that comes once in a budget of steps (Hill, Weissman; here on peaks that are logarithms already). Peaks are kept for
+    one to two epochs. Before the first, there are those that the model would have shown in one budget.
     """
 
-    steps: float = MEAN_STEPS_BETWEEN_FALSE_ALARMS
-    peaks: list[float] = msgspec.field(default_factory=_model_peaks)
-    """The largest, ascending."""
+    steps: int = 0
+    peaks: list[float] = []
+    """The largest of this epoch, ascending."""
+    older_steps: int = int(MEAN_STEPS_BETWEEN_FALSE_ALARMS)
+    older_peaks: list[float] = msgspec.field(default_factory=_model_peaks)
 
-    def learn(self, peak: float, steps: int) -> None:
-        """A healthy run of the evidence is over."""
+    def learn(self, peak: float, steps: int) -> bool:
+        """A healthy run of the evidence is over; True: the alarm may have moved."""
         self.steps += steps
-        if peak > self.peaks[0]:
+        kept = peak > 0 and (len(self.peaks) < KEPT_PEAKS or peak > self.peaks[0])
+        if kept:
             bisect.insort(self.peaks, peak)
-            del self.peaks[0]
+            del self.peaks[:-KEPT_PEAKS]
+        if self.steps >= EPOCH_STEPS:
+            self.older_steps, self.older_peaks = self.steps, self.peaks
+            self.steps, self.peaks = 0, []
+        return kept
 
     def alarm_nats(self) -> float:
-        """Evidence that healthy content reaches once in the mean steps between false alarms; never below the model's."""
-        least = self.peaks[0]
-        mean_excess = (math.fsum(self.peaks) - len(self.peaks) * least) / (len(self.peaks) - 1)
-        expected = max(1.0, MEAN_STEPS_BETWEEN_FALSE_ALARMS * len(self.peaks) / self.steps)
-        return max(MODEL_ALARM_NATS, least + mean_excess * math.log(expected))
-
-
-MODEL_ALARM_NATS: Final = math.log(MEAN_STEPS_BETWEEN_FALSE_ALARMS * RUNS_PER_STEP)
+        """Evidence that healthy content reaches once in ``MEAN_STEPS_BETWEEN_FALSE_ALARMS``; at least the model's."""
+        largest = sorted(self.older_peaks + self.peaks)[-KEPT_PEAKS:]
+        if len(largest) < KEPT_PEAKS:
+            return MODEL_ALARM_NATS
+        mean_excess = sum(peak - largest[0] for peak in largest) / (KEPT_PEAKS - 1)
+        expected = KEPT_PEAKS * MEAN_STEPS_BETWEEN_FALSE_ALARMS / (self.older_steps + self.steps)
+        return max(MODEL_ALARM_NATS, largest[0] + mean_excess * math.log(expected))
 
 
 class StreamRule(msgspec.Struct, kw_only=True):
@@ -261,8 +271,8 @@ class StreamRule(msgspec.Struct, kw_only=True):
 
     def _end_run(self) -> None:
         if self.run_peak < COLLAPSE_NATS:
-            self.healthy.learn(self.run_peak, self.run_steps)
-            self.alarm_nats = self.healthy.alarm_nats()
+            moved = self.healthy.learn(self.run_peak, self.run_steps)
+            self.alarm_nats = self.healthy.alarm_nats() if moved else self.alarm_nats
         self._forget_run()
 
     def _forget_run(self) -> None:
