@@ -163,13 +163,17 @@ class HealthyPeaks(msgspec.Struct, kw_only=True):
         return kept
 
     def alarm_nats(self) -> float:
-        """Evidence that healthy content reaches once in ``MEAN_STEPS_BETWEEN_FALSE_ALARMS``; at least the model's."""
+        """Evidence that healthy content reaches once in ``MEAN_STEPS_BETWEEN_FALSE_ALARMS``; at least the model's.
+
+        What lies above the model's is taken one standard error higher: the tail is known from a few peaks.
+        """
         largest = sorted(self.older_peaks + self.peaks)[-KEPT_PEAKS:]
         if len(largest) < KEPT_PEAKS:
             return MODEL_ALARM_NATS
         mean_excess = sum(peak - largest[0] for peak in largest) / (KEPT_PEAKS - 1)
         expected = KEPT_PEAKS * MEAN_STEPS_BETWEEN_FALSE_ALARMS / (self.older_steps + self.steps)
-        return max(MODEL_ALARM_NATS, largest[0] + mean_excess * math.log(expected))
+        above_model = largest[0] + mean_excess * math.log(expected) - MODEL_ALARM_NATS
+        return MODEL_ALARM_NATS + max(0.0, above_model) * (1 + 1 / math.sqrt(KEPT_PEAKS))
 
 
 class StreamRule(msgspec.Struct, kw_only=True):

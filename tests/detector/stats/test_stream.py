@@ -192,13 +192,14 @@ def test_the_alarm_begins_where_the_model_puts_it():
 
 
 def test_the_alarm_is_where_an_exponential_tail_meets_the_budget():
-    """Peaks of mean 3 nats, one in 2000 steps: one in 2e5 steps lies above 3 ln 100."""
+    """Peaks of mean 3 nats, one in 2000 steps: one in 2e5 steps lies above 3 ln 100, to which comes a margin."""
     rng, healthy, found = np.random.default_rng(1), HealthyPeaks(), []
     for _ in range(20_000):
         healthy.learn(float(rng.exponential(3.0)), 2000)
         found.append(healthy.alarm_nats())
     assert len(healthy.older_peaks) == KEPT_PEAKS
-    assert np.mean(found[5000:]) == pytest.approx(3 * math.log(100), rel=0.1)
+    above_model = 3 * math.log(100) - MODEL_ALARM_NATS
+    assert np.mean(found[5000:]) == pytest.approx(MODEL_ALARM_NATS + 1.22 * above_model, rel=0.1)
 
 
 def test_quiet_content_never_lowers_the_alarm_below_the_models():
