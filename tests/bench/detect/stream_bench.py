@@ -15,11 +15,8 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from detector.stats.stream import (
@@ -27,11 +24,11 @@ from detector.stats.stream import (
     LOWEST_FLOOR,
     MEAN_STEPS_BETWEEN_FALSE_ALARMS,
     MODEL_ALARM_NATS,
-    StreamModel,
     StreamRule,
     stream_model,
 )
-from tests.bench.detect.stream_content import Content, answers, collapsing, conditional, healthy
+from tests.bench.detect.stream_content import Content, conditional, healthy
+from tests.bench.detect.stream_runs import Null, mean_delay, model_of, old_rule_alarms, run_null, traffic
 
 ROOT = Path(__file__).parents[3]
 CAPTURES = ROOT / "tests" / "data" / "watch" / "h200_answers.jsonl"
@@ -40,22 +37,6 @@ RUNS = 3
 LEARNED_BUDGETS = 5
 SEED = 17
 PROSE = Content()
-
-
-@dataclass(frozen=True)
-class Null:
-    """Healthy traffic on which the rule must keep its budget."""
-
-    name: str
-    content: Content
-    floor_accepted: float | None = None
-    """Mean accepted of the content that the floor was taken from; None: of this content itself."""
-    streams: int = 1
-    median_tokens: float | None = None
-
-    @property
-    def floor(self) -> float:
-        return conditional(self.floor_accepted or self.content.accepted, self.content.depth)
 
 
 NULLS = (
@@ -81,88 +62,18 @@ NULLS = (
 )
 
 
-def old_rule_alarms(floor: float, accepted: Iterable[int]) -> int:
-    """Alarms of the rule before this one: a CUSUM of independent steps, capped at 3, at 49 nats."""
-    worst = min(0.6, floor)
-    when_accepted, when_rejected = math.log(0.48), math.log((1 - 0.48 * worst) / (1 - worst))
-    gains = [when_accepted * tokens + (when_rejected if tokens < 3 else 0.0) for tokens in range(4)]
-    nats, alarms = 0.0, 0
-    for tokens in accepted:
-        nats = max(0.0, nats + gains[min(tokens, 3)])
-        if nats >= 49.0:
-            nats, alarms = 0.0, alarms + 1
-    return alarms
-
-
-def traffic(null: Null, steps: int, rng: np.random.Generator) -> Iterator[tuple[str, int | None]]:
-    """(stream, tokens of an event, or None at its end) in the order of arrival: all streams step together."""
-    lanes = [_lane(null, number, steps // null.streams, rng) for number in range(null.streams)]
-    while lanes:
-        running = []
-        for lane in lanes:
-            event = next(lane, None)
-            if event is not None:
-                yield event
-                running.append(lane)
-        lanes = running
-
-
-def _lane(null: Null, number: int, steps: int, rng: np.random.Generator) -> Iterator[tuple[str, int | None]]:
-    for answer, events in enumerate(answers(null.content, steps, null.median_tokens, rng)):
-        name = f"{number}/{answer}"
-        for tokens in events:
-            yield name, tokens
-        yield name, None
-
-
-def run_null(rule: StreamRule, model: StreamModel, events: Iterator[tuple[str, int | None]]) -> list[int]:
-    """Steps (over all streams) at which the rule alarmed."""
-    alarms, steps = [], 0
-    for name, tokens in events:
-        if tokens is None:
-            alarm = rule.end(model, name)
-        else:
-            steps += 1
-            alarm = rule.update(model, name, tokens)
-        if alarm:
-            alarms.append(steps)
-    return alarms
-
-
-def delay(
-    rule: StreamRule, model: StreamModel, content: Content, accepted: float, streams: int, rng: np.random.Generator
-) -> int | None:
-    """Steps of each stream from the collapse to the alarm; None: not within 4000. ``rule`` is used up."""
-    lanes = [(collapsing(content, 200, 4000, accepted, rng) + 1).tolist() for _ in range(streams)]
-    for number in range(streams):
-        rule.update(model, str(number), 1)
-    for step in range(4200):
-        for number, lane in enumerate(lanes):
-            if rule.update(model, str(number), lane[step]) and step >= 200:
-                return step - 199
-    return None
-
-
-def mean_delay(
-    learned: StreamRule, model: StreamModel, content: Content, accepted: float, count: int, streams: int = 1
-) -> str:
-    """Mean over ``count`` collapses, and the share that was not seen, if there is one."""
-    fresh = msgspec.msgpack.encode(StreamRule(healthy=learned.healthy, alarm_nats=learned.alarm_nats))
-    rng = np.random.default_rng([11, round(accepted * 1000), streams])
-    delays = [
-        delay(msgspec.msgpack.decode(fresh, type=StreamRule), model, content, accepted, streams, rng)
-        for _ in range(count)
-    ]
-    seen = [steps for steps in delays if steps is not None]
-    missed = f" ({1 - len(seen) / count:.0%} missed)" if len(seen) < count else ""
-    return (f"{np.mean(seen):.0f}" if seen else "-") + missed
-
-
-def model_of(null: Null) -> StreamModel:
-    """The model that the rule uses on this traffic."""
-    model = stream_model(null.floor, null.content.depth)
-    assert model is not None
-    return model
+NULL_HEAD = [
+    "healthy content",
+    "floor",
+    "cold",
+    "learning",
+    "learned",
+    "old rule",
+    "alarm, nats",
+    "delay to 0.4",
+    "delay to 0.05",
+    "budget, learned",
+]
 
 
 def null_row(null: Null, steps: int, collapses: int) -> list[str]:
@@ -275,18 +186,9 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def report(steps: int, collapses: int) -> str:
-    """The whole page."""
-    nulls = []
-    for null in NULLS:
-        nulls.append(null_row(null, steps, collapses))
-        print(" | ".join(nulls[-1]), file=sys.stderr, flush=True)
-    parts = [
-        "# Collapse inside the stream: delays and false alarms",
-        f"Written by `python -m tests.bench.detect.stream_bench --steps {steps} --collapses {collapses}` on "
-        f"{time.strftime('%Y-%m-%d', time.gmtime())}, Python {platform.python_version()}: do not edit. "
-        "The rule and its model: [detection-stream.md](../detection-stream.md).",
-        f"The alarm begins at {MODEL_ALARM_NATS:.2f} nats. Cost: {microseconds_per_step():.2f} µs a step (best of 5).",
+def delay_section(steps: int, collapses: int) -> list[str]:
+    """How many steps a collapse goes unseen."""
+    return [
         "## Delay",
         f"Verify steps from the collapse to the alarm, mean of {collapses}; one stream, K = 8, floor that of prose "
         "(2.2 accepted of 8), wander sd 0.7 over 60 steps. Learned: after "
@@ -294,28 +196,30 @@ def report(steps: int, collapses: int) -> str:
         table(["accepted", "delay, cold", "delay, learned"], delay_rows(steps, collapses)),
         "Several streams that collapse together, in steps of each (cold):",
         table(["streams", "2.2 -> 0.4", "2.2 -> 0.05"], stream_rows(collapses)),
+    ]
+
+
+def null_section(steps: int, collapses: int) -> list[str]:
+    """How often healthy content alarms."""
+    rows = []
+    for null in NULLS:
+        rows.append(null_row(null, steps, collapses))
+        print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
+    return [
         "## False alarms",
         f"Alarms per {BUDGET:,} steps (the budget is 1) over {RUNS} runs of {steps:,} steps. Cold: the first "
         f"{BUDGET:,} of each run, before the rule knows this backend's content. Learning: up to "
         f"{LEARNED_BUDGETS * BUDGET:,}. Learned: all after that, ± one standard error. The old rule is the CUSUM of "
         "independent steps at 49 nats, with its floor of at most 0.6. Delays: from this content, in steps of each "
         "stream, with the alarm that the last run had learned.",
-        table(
-            [
-                "healthy content",
-                "floor",
-                "cold",
-                "learning",
-                "learned",
-                "old rule",
-                "alarm, nats",
-                "delay to 0.4",
-                "delay to 0.05",
-                "budget, learned",
-            ],
-            nulls,
-        ),
+        table(NULL_HEAD, rows),
         f"Floors below {LOWEST_FLOOR} are not judged at all.",
+    ]
+
+
+def capture_section() -> list[str]:
+    """The recorded engine."""
+    return [
         "## H200 captures",
         "Answers in which the rule alarms, and the first alarm of each new collapse as answer+step (of ten answers, "
         "number 5 is the transition, 6 to 8 are collapsed, 9 recovers). K = 8 for the cycle.",
@@ -323,6 +227,20 @@ def report(steps: int, collapses: int) -> str:
             ["capture", "floor", "answers with an alarm", "alarms outside answers 7 and 8"],
             [row for floor in (0.6, conditional(2.2, 8)) for row in capture_rows(floor)],
         ),
+    ]
+
+
+def report(steps: int, collapses: int) -> str:
+    """The whole page."""
+    parts = [
+        "# Collapse inside the stream: delays and false alarms",
+        f"Written by `python -m tests.bench.detect.stream_bench --steps {steps} --collapses {collapses}` on "
+        f"{time.strftime('%Y-%m-%d', time.gmtime())}, Python {platform.python_version()}: do not edit. "
+        "The rule and its model: [detection-stream.md](../detection-stream.md).",
+        f"The alarm begins at {MODEL_ALARM_NATS:.2f} nats. Cost: {microseconds_per_step():.2f} µs a step (best of 5).",
+        *delay_section(steps, collapses),
+        *null_section(steps, collapses),
+        *capture_section(),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -5,8 +5,18 @@ import pytest
 
 from detector.stats.stream import StreamRule
 from tests.bench.detect import stream_bench
-from tests.bench.detect.stream_bench import Null, model_of, null_row, old_rule_alarms, run_null, table, traffic
+from tests.bench.detect.stream_bench import (
+    NULL_HEAD,
+    Null,
+    model_of,
+    null_row,
+    old_rule_alarms,
+    run_null,
+    table,
+    traffic,
+)
 from tests.bench.detect.stream_content import Content, answers, collapsing, conditional, healthy
+from tests.bench.detect.stream_runs import Null, model_of, old_rule_alarms, run_null, traffic
 
 
 @pytest.mark.parametrize(("accepted", "depth"), [(2.2, 8), (0.39, 8), (1.5, 3), (2.2, 15)])
@@ -54,7 +64,6 @@ def test_a_row_has_a_cell_for_each_column(monkeypatch):
     monkeypatch.setattr(stream_bench, "BUDGET", 2000)
     monkeypatch.setattr(stream_bench, "RUNS", 1)
     row = null_row(Null("prose", Content()), 14_000, 5)
-    head = ["a"] * 10
-    assert len(row) == len(head)
+    assert len(row) == len(NULL_HEAD)
     assert row[:2] == ["prose", f"{conditional(2.2, 8):.2f}"]
-    assert table(head, [row]).count("\n") == 2
+    assert table(NULL_HEAD, [row]).count("\n") == 2

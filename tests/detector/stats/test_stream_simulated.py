@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from detector.stats.stream import StreamRule, stream_model
-from tests.bench.detect.stream_bench import Null, delay, run_null, traffic
 from tests.bench.detect.stream_content import Content, conditional
+from tests.bench.detect.stream_runs import Null, delay, run_null, traffic
 
 PROSE = Content()
 MODEL = stream_model(conditional(2.2, 8), 8)
