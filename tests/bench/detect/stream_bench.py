@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 CAPTURES = ROOT / "tests" / "data" / "watch" / "h200_answers.jsonl"
 BUDGET = int(MEAN_STEPS_BETWEEN_FALSE_ALARMS)
 RUNS = 3
-LEARNED_BUDGETS = 5
+LEARNED_BUDGETS = 3
 SEED = 17
 PROSE = Content()
 
@@ -248,7 +248,7 @@ def report(steps: int, collapses: int) -> str:
 def main() -> None:
     """Run it all."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=2_600_000, help="steps of each null run")
+    parser.add_argument("--steps", type=int, default=1_400_000, help="steps of each null run")
     parser.add_argument("--collapses", type=int, default=300, help="collapses a delay is the mean of")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "detection-stream.md")
     parser.add_argument("--constant", action="store_true", help="print only RUNS_PER_STEP as measured, by floor")

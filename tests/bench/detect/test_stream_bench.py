@@ -5,16 +5,7 @@ import pytest
 
 from detector.stats.stream import StreamRule
 from tests.bench.detect import stream_bench
-from tests.bench.detect.stream_bench import (
-    NULL_HEAD,
-    Null,
-    model_of,
-    null_row,
-    old_rule_alarms,
-    run_null,
-    table,
-    traffic,
-)
+from tests.bench.detect.stream_bench import NULL_HEAD, null_row, table
 from tests.bench.detect.stream_content import Content, answers, collapsing, conditional, healthy
 from tests.bench.detect.stream_runs import Null, model_of, old_rule_alarms, run_null, traffic
 
