@@ -14,14 +14,16 @@ import msgspec
 from detector.episodes import Account
 from detector.observation import Observation, Step
 from detector.stats.baseline import WINDOW
-from detector.stats.collapse import Evidence, floor_of, is_low, step_gains, weigh, weigh_recovery
+from detector.stats.collapse import EDetector, Evidence, floor_of, is_low, step_gains, weigh, weigh_recovery
 from detector.stats.sample import Sample, sample_of
 from detector.verdict import Cause, Episode, Phase, Verdict
 from detector.watch_state import SNAPSHOT_VERSION, Stream, WatchState
 
 MAX_STREAMS = 4096
 """Streams whose steps are followed at a time; beyond it the oldest are forgotten."""
-SUSPICION_NATS = 1.5
+MAX_HELD = 8
+QUARANTINE = 2
+SUSPICION_NATS = 1.0
 """Evidence from which on the phase is ``transition``."""
 CLEAR_NATS = 1.0
 """An answer speaks clearly, for or against, from here on."""
@@ -37,7 +39,7 @@ class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ValueError: a setting is out of its range.
     """
 
-    mean_requests_between_false_alarms: float = 200.0
+    mean_requests_between_false_alarms: float = 1000.0
     """Sets the alarm at its logarithm in nats: a CUSUM of true log likelihood ratios alarms no more often than this on
     healthy answers. Measured on simulated traffic it is far rarer; > 1."""
     rebase_after_requests: int = 200
@@ -86,11 +88,10 @@ class Watch:
         """Medians of the healthy state, times and rates at the load that is most usual."""
         baseline = self._state.baseline
         load = baseline.usual_load()
-        step, rate = baseline.step_level(load), baseline.rate_level(load)
         return Reference(
             acceptance_length=baseline.acceptance_length(),
-            step_seconds=math.exp(step.median) if step else None,
-            decode_tokens_per_second=math.exp(rate.median) if rate else None,
+            step_seconds=baseline.expected_step_seconds(load),
+            decode_tokens_per_second=baseline.expected_rate(load),
         )
 
     def update(self, observation: Observation) -> Verdict:
@@ -176,32 +177,39 @@ class Watch:
         nats = evidence.nats if evidence is not None else 0.0
         if nats > 0 and sample.started < state.recovered_at:
             return  # it began in the last episode, which explains it
-        state.nats = max(0.0, state.nats + nats)
+        before = state.detector.nats
+        suspicion = state.detector.update(nats) if evidence is not None else before
         self._suspect(index, sample, nats)
         if evidence is not None and phase is Phase.RECOVERING and nats >= CLEAR_NATS:
             state.log.resume()
             self._degrade(Phase.COLLAPSED, ended, sample, state.log.episodes[-1].cause)
-        elif evidence is not None and state.nats >= math.log(self._config.mean_requests_between_false_alarms):
+        elif evidence is not None and suspicion >= math.log(self._config.mean_requests_between_false_alarms):
             state.log.open(state.suspects or Account(onset_request=index), index, None, evidence.cause)
             state.suspects = None
-            confirmed = nats < state.nats
+            confirmed = before >= 0.0
             self._degrade(Phase.COLLAPSED if confirmed else Phase.TRANSITION, ended, sample, evidence.cause)
-        elif phase is Phase.RECOVERING and nats > -CLEAR_NATS:
+        elif phase is Phase.RECOVERING and evidence is not None and evidence.ratio_nats > -CLEAR_NATS:
             self._set(phase, None, False, ended, sample)
-        elif state.nats >= SUSPICION_NATS:
+        elif suspicion >= SUSPICION_NATS:
             self._set(Phase.TRANSITION, None, False, ended, sample)
+            state.held.append(sample)
+            del state.held[:-MAX_HELD]
         else:
             cause = Cause.QUEUEING if self._is_queueing(sample) else None
             self._set(Phase.HEALTHY, cause, False, ended, sample)
-            if learn and nats <= 0:
-                state.baseline.learn(sample)
+            if learn:
+                state.held.append(sample)
+            kept = QUARANTINE if state.baseline.settled else 0
+            while len(state.held) > kept:
+                state.baseline.learn(state.held.pop(0))
 
     def _while_degraded(self, index: int, ended: float, sample: Sample, evidence: Evidence | None) -> None:
         state = self._state
-        healthy = evidence is not None and evidence.nats <= -CLEAR_NATS
+        healthy = evidence is not None and evidence.ratio_nats <= -CLEAR_NATS
         if healthy and sample.started >= state.detected_at:
             state.log.close(index)
-            state.nats, state.suspects, state.recovered_at = 0.0, None, ended
+            self._forget_suspicion()
+            state.recovered_at = ended
             state.degraded_answers, state.recent = 0, []
             self._set(Phase.RECOVERING, None, False, ended, sample)
             return
@@ -209,6 +217,8 @@ class Watch:
         phase, cause = state.verdict.phase, state.verdict.cause
         if evidence is not None and evidence.nats >= CLEAR_NATS:
             phase = Phase.COLLAPSED
+            if evidence.cause is Cause.ACCEPTANCE_COLLAPSE:
+                state.baseline.learn_collapsed(sample)
             if cause is Cause.UNKNOWN or evidence.cause is Cause.SPECULATION_OFF:
                 cause = state.log.episodes[-1].cause = evidence.cause
         self._count_degraded(sample)
@@ -263,7 +273,7 @@ class Watch:
 
     def _degrade(self, phase: Phase, ended: float, sample: Sample, cause: Cause) -> None:
         state = self._state
-        state.detected_at, state.degraded_answers, state.recent = ended, 0, []
+        state.detected_at, state.degraded_answers, state.recent, state.held = ended, 0, [], []
         self._count_degraded(sample)
         self._set(phase, cause, True, ended, sample)
 
@@ -273,13 +283,18 @@ class Watch:
         state.recent.append(sample)
         del state.recent[:-WINDOW]
 
+    def _forget_suspicion(self) -> None:
+        state = self._state
+        state.detector, state.suspects, state.held = EDetector(), None, []
+
     def _rebase(self, index: int, ended: float, sample: Sample) -> None:
         """What was called degraded for so long is the new normal."""
         state = self._state
         state.baseline.rebuild(state.recent)
         state.baseline.early, state.baseline.settled = [], True
         state.log.close(index)
-        state.nats, state.suspects, state.recovered_at = 0.0, None, ended
+        self._forget_suspicion()
+        state.recovered_at = ended
         self._set(Phase.HEALTHY, None, False, ended, sample)
         evidence = {**state.verdict.evidence, "rebased_after_requests": float(state.degraded_answers)}
         state.verdict = msgspec.structs.replace(state.verdict, evidence=evidence)
@@ -292,8 +307,7 @@ class Watch:
         return sample.ttft_seconds > QUEUEING_FACTOR * max(healthy)
 
     def _healthy_rate(self, sample: Sample) -> float | None:
-        level = self._state.baseline.rate_level(sample.in_flight)
-        return math.exp(level.median) if level is not None else None
+        return self._state.baseline.expected_rate(sample.in_flight, sample.context_tokens)
 
     def _prepare_steps(self) -> None:
         """The step rule's gains change only with the reference and K: work them out once an answer, not once a step."""
@@ -314,7 +328,7 @@ class Watch:
         """The numbers behind the verdict; those that are unknown are left out."""
         state, reference = self._state, self.reference
         numbers: dict[str, float | None] = {
-            "evidence_nats": state.nats,
+            "evidence_nats": state.detector.nats,
             "alarm_nats": math.log(self._config.mean_requests_between_false_alarms),
             "step_evidence_nats": state.step_rule.nats or None,
             "reference_acceptance_length": reference.acceptance_length,

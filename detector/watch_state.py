@@ -8,11 +8,11 @@ import msgspec
 
 from detector.episodes import Account, EpisodeLog
 from detector.stats.baseline import Baseline
-from detector.stats.collapse import StepRule
+from detector.stats.collapse import EDetector, StepRule
 from detector.stats.sample import Sample
 from detector.verdict import Verdict
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 
 
 class Stream(msgspec.Struct, kw_only=True):
@@ -33,7 +33,9 @@ class WatchState(msgspec.Struct, kw_only=True):
     verdict: Verdict = Verdict()
     baseline: Baseline = msgspec.field(default_factory=Baseline)
     log: EpisodeLog = msgspec.field(default_factory=EpisodeLog)
-    nats: float = 0.0
+    detector: EDetector = msgspec.field(default_factory=EDetector)
+    held: list[Sample] = []
+    """Answers that are neither clearly healthy nor an alarm: learned once they prove harmless, else dropped."""
     suspects: Account | None = None
     """The row of suspicious answers up to now."""
     detected_at: float = -math.inf
