@@ -1,9 +1,9 @@
 """The healthy law of a drafter's acceptance, learned from its answers, and the evidence of one answer against it.
 
-An answer's acceptance is a noisy look at a conditional acceptance p that its content decides. What healthy content there
-is, is a mixing distribution over a grid of p, learned by predictive recursion (Newton and Zhang, Biometrika 86, 1999;
-Martin and Ghosh, Statistical Science 23, 2008): no classes have to be named, noise of short answers is taken out, and the
-memory is the grid. docs/detection.md, "Collapse by request", has the model.
+An answer's acceptance is a noisy look at a conditional acceptance p that its content decides. What healthy content
+there is, is a mixing distribution over a grid of p, learned by predictive recursion (Newton and Zhang, Biometrika 86,
+1999; Martin and Ghosh, Statistical Science 23, 2008): no classes have to be named, noise of short answers is taken out,
+and the memory is the grid. docs/detection.md has the model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OVERDISPERSION_PRIOR = (0.2, 0.3, 0.3, 0.15, 0.05)
 SCORE_MEMORY = 0.998
 """Share that an overdispersion's score keeps at each answer."""
 LOWEST_CONTENT = 0.6
-"""No healthy content was seen below this (prose; DFlash, MTP and EAGLE drafters): what is not yet learned may be as low."""
+"""Healthy content was never seen below (prose; DFlash, MTP, EAGLE drafters); what is not yet learned may be as low."""
 LOWEST_CONTENT_SHARE = 0.75
 """A drafter whose mean is low has its lowest content at this share of it."""
 UNSEEN = 0.05
@@ -98,9 +98,10 @@ class Acceptance(msgspec.Struct, frozen=True):
 class AcceptanceLaw(msgspec.Struct, kw_only=True):
     """Mixing distribution of healthy acceptance over ``GRID``, for each overdispersion, and how well each predicts."""
 
-    weights: list[list[float]] = msgspec.field(
-        default_factory=lambda: [_content_prior(LOWEST_CONTENT).tolist() for _ in OVERDISPERSIONS]
+    weights: bytes = msgspec.field(
+        default_factory=lambda: np.tile(_content_prior(LOWEST_CONTENT), (len(OVERDISPERSIONS), 1)).tobytes()
     )
+    """Float64, a row for each overdispersion and a column for each grid point."""
     scores: list[float] = msgspec.field(default_factory=lambda: [math.log(share) for share in OVERDISPERSION_PRIOR])
     """Log predictive likelihood of the answers so far, with forgetting."""
     answers: int = 0
@@ -120,8 +121,8 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         self.answers += 1
         rate = trust * max(1 / (self.answers + 1), 1 / MEMORY_ANSWERS)
         posterior = _smoothed(joint / predicted[:, None])
-        weights = (1 - rate) * np.array(self.weights) + rate * posterior
-        self.weights = (weights / weights.sum(axis=1, keepdims=True)).tolist()
+        weights = (1 - rate) * self._weights() + rate * posterior
+        self.weights = (weights / weights.sum(axis=1, keepdims=True)).tobytes()
         scores = SCORE_MEMORY * np.array(self.scores) + trust * np.log(predicted)
         self.scores = (scores - scores.max()).tolist()
 
@@ -136,10 +137,10 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         self.collapsed = (weights / weights.sum()).tolist()
 
     def nats(self, acceptance: Acceptance) -> tuple[float, float]:
-        """Log likelihood ratios of collapsed against healthy: against the least favourable traffic, and against all seen.
+        """Log likelihood ratios of collapsed against healthy: for the least favourable traffic, and for all traffic.
 
-        The first is evidence for a collapse: its exponential has a mean of at most 1 over answers of any one content that
-        has a share of at least ``RARE_CONTENT``. The negative of the second is evidence for health.
+        The first is evidence for a collapse: its exponential has a mean of at most 1 over answers of any one content
+        with a share of at least ``RARE_CONTENT``. The negative of the second is evidence for health.
         """
         kernel, model = _kernel(acceptance), self._model()
         healthy = float(model.shares @ (model.healthy * kernel).sum(axis=1))
@@ -147,11 +148,14 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         worst = healthy / RARE_CONTENT + FREAK * collapsed
         return _log_ratio(collapsed, worst), _log_ratio(collapsed, healthy + FREAK * collapsed)
 
+    def _weights(self) -> Array:
+        return np.frombuffer(self.weights).reshape(len(OVERDISPERSIONS), len(GRID))
+
     def _model(self) -> _Model:
         scores = np.array(self.scores)
         shares = np.exp(scores - scores.max())
         shares /= shares.sum()
-        weights = np.array(self.weights)
+        weights = self._weights()
         usual = float(shares @ (weights @ _SHARES))
         unseen = _content_prior(round(min(LOWEST_CONTENT, LOWEST_CONTENT_SHARE * usual), 2))
         collapsed = _collapse_prior(round(usual, 2))
@@ -185,6 +189,7 @@ def _table(positions: int | None) -> _Table:
     return _Table(per_token, 0.5 * np.log(per_token))
 
 
+@lru_cache(maxsize=8)
 def _kernel(acceptance: Acceptance) -> Array:
     """Likelihood of the answer for each overdispersion and at each grid point, up to a common factor.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from statistics import median
-from typing import Any
 
 import msgspec
 
@@ -28,13 +27,24 @@ SPEED_SPLIT = 0.8
 """The same on step time and on rate, which content and load also move."""
 
 
+class Medians(msgspec.Struct, frozen=True):
+    """Middle of the last healthy answers; None while there are too few."""
+
+    conditional_acceptance: float | None = None
+    acceptance_length: float | None = None
+    in_flight: int = 1
+    context_tokens: float = 0.0
+
+
 class Baseline(msgspec.Struct, kw_only=True):
     """Reference of the healthy state; grows only by answers that were judged healthy."""
 
     acceptance_lengths: list[float] = []
     conditional_acceptances: list[float] = []
-    loads: list[int] = []
+    loads: list[float] = []
     """Requests in flight of the last healthy answers."""
+    contexts: list[float] = []
+    medians: Medians = Medians()
     ttft_seconds: list[float] = []
     first_position: AcceptanceLaw = msgspec.field(default_factory=AcceptanceLaw)
     """Of p_0."""
@@ -60,9 +70,16 @@ class Baseline(msgspec.Struct, kw_only=True):
             self.step_seconds.learn(step, STEP)
         if token is not None:
             self.token_seconds.learn(token, RATE)
-        _push(self.loads, sample.in_flight)
+        _push(self.loads, float(sample.in_flight))
+        _push(self.contexts, sample.context_tokens)
         if sample.ttft_seconds is not None:
             _push(self.ttft_seconds, sample.ttft_seconds)
+        self.medians = Medians(
+            _median(self.conditional_acceptances),
+            _median(self.acceptance_lengths),
+            round(median(self.loads)),
+            median(self.contexts),
+        )
 
     def learn_collapsed(self, sample: Sample) -> None:
         """Take one answer of a collapse of acceptance in."""
@@ -74,7 +91,7 @@ class Baseline(msgspec.Struct, kw_only=True):
         """Forget the reference and learn it from these answers."""
         empty = Baseline()
         self.acceptance_lengths, self.conditional_acceptances = [], []
-        self.loads, self.ttft_seconds = [], []
+        self.loads, self.contexts, self.ttft_seconds, self.medians = [], [], [], Medians()
         self.first_position, self.chain = empty.first_position, empty.chain
         self.step_seconds, self.token_seconds = empty.step_seconds, empty.token_seconds
         for sample in samples:
@@ -102,16 +119,6 @@ class Baseline(msgspec.Struct, kw_only=True):
         """The law that an acceptance follows: p_0 hardly depends on content, later positions do."""
         return self.first_position if acceptance.positions == 1 else self.chain
 
-    def acceptance(self) -> float | None:
-        """Median conditional acceptance."""
-        values = self.conditional_acceptances
-        return median(values) if len(values) >= MIN_ANSWERS else None
-
-    def acceptance_length(self) -> float | None:
-        """Median A."""
-        values = self.acceptance_lengths
-        return median(values) if len(values) >= MIN_ANSWERS else None
-
     def expected_step_seconds(self, in_flight: int, context_tokens: float = 0.0) -> float | None:
         """Seconds per verify step of a healthy answer at this load and context."""
         law = self.step_seconds
@@ -121,10 +128,6 @@ class Baseline(msgspec.Struct, kw_only=True):
         """Tokens per second of one healthy stream at this load and context."""
         law = self.token_seconds
         return math.exp(-law.predict(in_flight, context_tokens)) if law.answers >= MIN_ANSWERS else None
-
-    def usual_load(self) -> int:
-        """Requests in flight of the healthy answers, the median."""
-        return round(median(self.loads)) if self.loads else 1
 
 
 def acceptance_of(sample: Sample) -> Acceptance | None:
@@ -155,7 +158,11 @@ def _timed(sample: Sample, log_seconds: float, units: float | None) -> Timed:
     return Timed(log_seconds, sample.in_flight, sample.context_tokens, sample.tokens, units)
 
 
-def _push(window: list[Any], value: Any) -> None:
+def _median(values: list[float]) -> float | None:
+    return median(values) if len(values) >= MIN_ANSWERS else None
+
+
+def _push(window: list[float], value: float) -> None:
     window.append(value)
     if len(window) > WINDOW:
         del window[0]

@@ -86,7 +86,7 @@ class EDetector(msgspec.Struct):
 
 def floor_of(baseline: Baseline) -> Floor | None:
     """The floor of this backend's drafter; None while it is unknown, or where nothing is drafted."""
-    median = baseline.acceptance()
+    median = baseline.medians.conditional_acceptance
     if median is None or median < MIN_ACCEPTANCE:
         return None
     worst_healthy = min(WORST_HEALTHY_ACCEPTANCE, WORST_HEALTHY_SHARE * median)
@@ -128,7 +128,7 @@ def weigh_recovery(sample: Sample, baseline: Baseline, cause: Cause) -> Evidence
 
 def is_low(sample: Sample, baseline: Baseline) -> bool:
     """Below what is usual in one factor. Content and load do that too: it only dates the onset of an alarm."""
-    usual = baseline.acceptance_length()
+    usual = baseline.medians.acceptance_length
     if sample.acceptance_length is not None and usual is not None and sample.acceptance_length < LOW_RATE_SHARE * usual:
         return True
     expected = baseline.expected_step_seconds(sample.in_flight, sample.context_tokens)
@@ -149,7 +149,7 @@ def _acceptance_evidence(sample: Sample, baseline: Baseline) -> Evidence | None:
     if acceptance is None:
         return None
     law = baseline.law_of(acceptance)
-    if law.answers < MIN_ANSWERS or (baseline.acceptance() or 0.0) < MIN_ACCEPTANCE:
+    if law.answers < MIN_ANSWERS or (baseline.medians.conditional_acceptance or 0.0) < MIN_ACCEPTANCE:
         return None
     worst, ratio = law.nats(acceptance)
     if sample.upper_bound and ratio < 0:

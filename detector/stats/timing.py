@@ -21,16 +21,21 @@ CONTEXT_SCALE = 20_000.0
 MIN_SPREAD = 0.04
 """Nats; a few answers that happen to agree do not make a narrower reference than this."""
 MAX_SPREAD = 0.3
-"""No healthy backend is taken to be noisier than this in long answers: what else a collapse that went unseen would teach."""
+"""No healthy backend is taken to be noisier than this: a collapse that went unseen must not teach otherwise."""
 PRIOR_ANSWERS = 4.0
 """Weight of ``MIN_SPREAD`` in the learned variance, in answers."""
 REFERENCE_TOKENS = 100.0
 """Length at which b/length is b."""
 MEMORY = 0.998
 """Weight that the variance keeps of what it knew, at each answer."""
+MAX_STALL = 5.0
+"""Nats; a longer stall counts as this one."""
 NOISE_SPREADS, MIN_RANGE = 2.0, 0.5
+"""A slowdown is at least this many spreads, and the range of slowdowns at least this wide, in nats."""
 TRUSTED_ANSWERS = 40
+"""The first answers make the reference as they are; later ones count by how likely they are not of a slow backend."""
 SLOW_SHARE = 0.5
+"""Odds of a slow backend among answers that raised no alarm."""
 STALL_SHARE, STALL_ANSWERS = 0.005, 200.0
 """Share of healthy answers with a stall, before any is learned, and the answers that this counts for."""
 STALL_SHAPE, STALL_SECONDS = 3.0, 4.0
@@ -66,7 +71,7 @@ class Alternative(msgspec.Struct, frozen=True):
 
 
 STEP = Alternative(math.log(1.5), 2.0, freak=1 / 1000)
-RATE = Alternative(0.5, 1.5, content=0.5, content_share=0.25)
+RATE = Alternative(0.5, 1.5, content=0.5, content_share=0.4)
 
 
 class TimeLaw(msgspec.Struct, kw_only=True):
@@ -96,33 +101,44 @@ class TimeLaw(msgspec.Struct, kw_only=True):
 
     def predict(self, in_flight: int, context_tokens: float = 0.0) -> float:
         """Log seconds expected at this load and context."""
-        return sum(b * x for b, x in zip(self.mean, _covariates(in_flight, context_tokens), strict=True))
+        intercept, load, context = self.mean
+        return intercept + load * math.log(max(1, in_flight)) + context * math.log1p(context_tokens / CONTEXT_SCALE)
 
     def learn(self, timed: Timed, alternative: Alternative) -> None:
         """Take one healthy answer in. ``alternative``: what it would be if it were not."""
-        trust = 1.0
+        slower, noise, spread = self._compare(timed)
+        trust = weight = 1.0
         if self.answers >= TRUSTED_ANSWERS:
-            trust = 1 / (1 + SLOW_SHARE * math.exp(self.nats(timed, alternative)))
-        x = _covariates(timed.in_flight, timed.context_tokens)
-        spread = self._spread(timed, x)
-        residual = timed.log_seconds - self.predict(timed.in_flight, timed.context_tokens)
+            trust = 1 / (1 + SLOW_SHARE * math.exp(self._ratio(timed, slower, spread, alternative)))
         if self.answers >= 3:
-            self._learn_noise(timed, residual, spread, trust)
-        # Huber's weight: an answer far off moves the line no more than one at 2.5 spreads.
-        weight = 1.0 if self.answers < 3 else trust * min(1.0, 2.5 * spread / max(abs(residual), 1e-12))
-        self._learn_line(x, residual, self._noise(timed) / weight)
+            self._learn_noise(timed, slower, spread, trust)
+            # Huber's weight: an answer far off moves the line no more than one at 2.5 spreads.
+            weight = trust * min(1.0, 2.5 * spread / max(abs(slower), 1e-12))
+        self._learn_line(_covariates(timed), slower, noise / weight)
         self.answers += 1
 
     def nats(self, timed: Timed, alternative: Alternative) -> float:
         """Log likelihood ratio of a slow backend against a healthy one."""
-        spread = self._spread(timed, _covariates(timed.in_flight, timed.context_tokens))
-        slower = timed.log_seconds - self.predict(timed.in_flight, timed.context_tokens)
+        slower, _, spread = self._compare(timed)
+        return self._ratio(timed, slower, spread, alternative)
+
+    def _compare(self, timed: Timed) -> tuple[float, float, float]:
+        """How much slower than expected, in nats; the variance of its noise; its predictive spread."""
+        _, load, context = _covariates(timed)
+        (p00, p01, p02), (_, p11, p12), (_, _, p22) = self.covariance
+        uncertainty = p00 + load * (2 * p01 + load * p11 + 2 * context * p12) + context * (2 * p02 + context * p22)
+        noise = self._noise(timed)
+        expected = self.predict(timed.in_flight, timed.context_tokens)
+        return timed.log_seconds - expected, noise, math.sqrt(noise + max(0.0, uncertainty))
+
+    def _ratio(self, timed: Timed, slower: float, spread: float, alternative: Alternative) -> float:
         # What healthy answers differ by anyway is no slowdown, however long a block of such answers lasts.
         least = min(max(alternative.least, NOISE_SPREADS * spread), alternative.most - MIN_RANGE)
-        slower = min(slower, max(alternative.most - spread, (least + alternative.most) / 2))
+        # Beyond both ends the ratio of two tails says nothing: evidence stays what it is there.
+        slower = max(0.0, min(slower, max(alternative.most - spread, (least + alternative.most) / 2)))
         body = t4_density(slower / spread) / spread
         if alternative.content_share:
-            reach = _normal_cumulative(slower / spread) - _normal_cumulative((slower - alternative.content) / spread)
+            reach = normal_cumulative(slower / spread) - normal_cumulative((slower - alternative.content) / spread)
             body += alternative.content_share * (reach / alternative.content - body)
         share = self.stalls / self.stall_answers
         healthy = (1 - share) * body + share * self._stall_density(timed, slower)
@@ -131,48 +147,48 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         return math.log(slow / (healthy + alternative.freak * slow))
 
     def _noise(self, timed: Timed) -> float:
-        """Variance a + b/length of one answer's noise."""
+        """Variance a + b u of one answer's noise: least squares on the squared residuals."""
         weight, u, uu, r, ur = self.moments
         determinant = weight * uu - u * u
         a, b = r / weight, 0.0
         if determinant > 1e-9 * weight * uu:
-            a, b = (uu * r - u * ur) / determinant, (weight * ur - u * r) / determinant
-            if b < 0:
-                a, b = r / weight, 0.0
-            if a < 0:
-                a, b = 0.0, ur / uu
+            slope = (weight * ur - u * r) / determinant
+            if slope > 0:
+                a, b = (uu * r - u * ur) / determinant, slope
+                if a < 0:
+                    a, b = 0.0, ur / uu
         a, b = min(a, MAX_SPREAD**2), min(b, MAX_SPREAD**2)
         return max(MIN_SPREAD**2, a + b * _shortness(timed))
 
-    def _spread(self, timed: Timed, x: Vector) -> float:
-        uncertainty = sum(x[row] * self.covariance[row][column] * x[column] for row in range(3) for column in range(3))
-        return math.sqrt(self._noise(timed) + uncertainty)
-
     def _learn_line(self, x: Vector, residual: float, noise: float) -> None:
+        """One step of the Kalman filter; what is unknown never exceeds what it was at the start."""
         p = self.covariance
         for index in range(3):
             p[index][index] = min(p[index][index] + DRIFT[index], PRIOR_DEVIATIONS[index] ** 2)
-        px = [sum(p[row][column] * x[column] for column in range(3)) for row in range(3)]
-        total = sum(x[row] * px[row] for row in range(3)) + noise
-        self.mean = [m + g * residual / total for m, g in zip(self.mean, px, strict=True)]
-        self.covariance = [[p[row][column] - px[row] * px[column] / total for column in range(3)] for row in range(3)]
+        _, load, context = x
+        px = [row[0] + row[1] * load + row[2] * context for row in p]
+        total = px[0] + px[1] * load + px[2] * context + noise
+        self.mean = [value + gain * residual / total for value, gain in zip(self.mean, px, strict=True)]
+        for row, gain in zip(p, px, strict=True):
+            share = gain / total
+            row[0] -= share * px[0]
+            row[1] -= share * px[1]
+            row[2] -= share * px[2]
 
-    def _learn_noise(self, timed: Timed, residual: float, spread: float, trust: float) -> None:
+    def _learn_noise(self, timed: Timed, slower: float, spread: float, trust: float) -> None:
         stalled = 0.0
-        self.stall_answers = min(self.stall_answers * 1.0 + 1, 5000.0)
-        if residual > 0:
+        self.stall_answers += 1
+        if slower > 0:
             share = self.stalls / self.stall_answers
-            as_stall = share * self._stall_density(timed, residual)
-            stalled = as_stall / (as_stall + (1 - share) * t4_density(residual / spread) / spread)
-            seconds = self._expected_seconds(timed) * math.expm1(min(residual, 5.0))
+            as_stall = share * self._stall_density(timed, slower)
+            stalled = as_stall / (as_stall + (1 - share) * t4_density(slower / spread) / spread)
             self.stalls += stalled
             self.stall_shape += stalled
-            self.stall_seconds += stalled * seconds
-        square = (1 - stalled) * min(residual * residual, 12 * spread * spread)
+            self.stall_seconds += stalled * self._expected_seconds(timed) * math.expm1(min(slower, MAX_STALL))
+        square = (1 - stalled) * min(slower * slower, 12 * spread * spread)
         u = _shortness(timed)
-        self.moments = [
-            MEMORY * m + trust * new for m, new in zip(self.moments, (1.0, u, u * u, square, u * square), strict=True)
-        ]
+        news = (1.0, u, u * u, square, u * square)
+        self.moments = [MEMORY * moment + trust * new for moment, new in zip(self.moments, news, strict=True)]
 
     def _expected_seconds(self, timed: Timed) -> float:
         if timed.units is None:
@@ -186,11 +202,12 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         expected = self._expected_seconds(timed)
         seconds = expected * math.expm1(slower)
         shape, scale = self.stall_shape, self.stall_seconds
-        return shape / scale * (1 + seconds / scale) ** (-shape - 1) * expected * math.exp(slower)
+        tail: float = (1 + seconds / scale) ** (-shape - 1)
+        return shape / scale * tail * expected * math.exp(slower)
 
 
-def _covariates(in_flight: int, context_tokens: float) -> Vector:
-    return 1.0, math.log(max(1, in_flight)), math.log1p(context_tokens / CONTEXT_SCALE)
+def _covariates(timed: Timed) -> Vector:
+    return 1.0, math.log(max(1, timed.in_flight)), math.log1p(timed.context_tokens / CONTEXT_SCALE)
 
 
 def _shortness(timed: Timed) -> float:
@@ -212,5 +229,6 @@ def t4_cumulative(x: float) -> float:
     return 0.5 + 0.75 * (w - w**3 / 3)
 
 
-def _normal_cumulative(x: float) -> float:
+def normal_cumulative(x: float) -> float:
+    """Distribution function of the normal law."""
     return 0.5 * math.erfc(-x / math.sqrt(2))
