@@ -216,7 +216,7 @@ class Watch:
         nats = evidence.nats if evidence is not None else 0.0
         if nats > 0 and sample.started < state.recovered_at:
             return  # it began in the last episode, which explains it
-        suspicion = state.detector.update(nats) if evidence is not None else state.detector.nats
+        suspicion = state.detector.update(evidence) if evidence is not None else state.detector.nats
         self._suspect(index, sample, nats, before)
         if evidence is not None and phase is Phase.RECOVERING and nats >= CLEAR_NATS:
             self._resume(index, before)

@@ -24,20 +24,26 @@ OVERDISPERSIONS = (3.0, 5.0, 8.0, 13.0, 21.0)
 """Verify steps that count as one independent step: content makes the steps of an answer alike. Which of these it is, is
 learned too."""
 OVERDISPERSION_PRIOR = (0.2, 0.3, 0.3, 0.15, 0.05)
+UNSCORED_ANSWERS = 5
+"""First answers, which are predicted from hardly anything."""
 SCORE_MEMORY = 0.998
 """Share that an overdispersion's score keeps at each answer."""
 LOWEST_CONTENT = 0.6
 """Healthy content was never seen below (prose; DFlash, MTP, EAGLE drafters); what is not yet learned may be as low."""
 LOWEST_CONTENT_SHARE = 0.75
 """A drafter whose mean is low has its lowest content at this share of it."""
-UNSEEN = 0.05
+UNSEEN = 0.1
 """Share of answers that may be of content never seen here, however long the watch has learned."""
-RARE_CONTENT = 0.25
+RARE_CONTENT = 0.5
 """Content with at least this share of what was learned may make up all of the traffic for a while."""
 FREAK = 1 / 4000
 """Share of healthy answers that look like a dead drafter's for a reason of their own."""
 COLLAPSED_SHARE, COLLAPSED_TOP_SHARE = 0.35, 0.7
 """A collapsed drafter has about this share of its usual conditional acceptance, and at most this."""
+TAIL = 10.0
+"""Degrees of the tail: an answer E nats off counts as if (1 + E / TAIL)^-TAIL likely, not exp(-E)."""
+MAX_SHARE = 0.999
+"""A higher acceptance counts as this."""
 TRUSTED_ANSWERS = 40
 """The first answers make the reference as they are; later ones count by how likely they are not of a collapse."""
 DOUBTED = 0.2
@@ -98,9 +104,7 @@ class Acceptance(msgspec.Struct, frozen=True):
 class AcceptanceLaw(msgspec.Struct, kw_only=True):
     """Mixing distribution of healthy acceptance over ``GRID``, for each overdispersion, and how well each predicts."""
 
-    weights: bytes = msgspec.field(
-        default_factory=lambda: np.tile(_content_prior(LOWEST_CONTENT), (len(OVERDISPERSIONS), 1)).tobytes()
-    )
+    weights: bytes = msgspec.field(default_factory=lambda: _rows(_content_prior(LOWEST_CONTENT)).tobytes())
     """Float64, a row for each overdispersion and a column for each grid point."""
     scores: list[float] = msgspec.field(default_factory=lambda: [math.log(share) for share in OVERDISPERSION_PRIOR])
     """Log predictive likelihood of the answers so far, with forgetting."""
@@ -111,6 +115,10 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
 
     def learn(self, acceptance: Acceptance) -> None:
         """Take one healthy answer in: predictive recursion with weights 1/n, not below 1/``MEMORY_ANSWERS``."""
+        if self.answers == 0:
+            # A drafter may be poor from the start.
+            lowest = min(LOWEST_CONTENT, LOWEST_CONTENT_SHARE * acceptance.share)
+            self.weights = _rows(_content_prior(round(lowest, 2))).tobytes()
         kernel, model = _kernel(acceptance), self._model()
         joint = model.healthy * kernel
         predicted = np.maximum(joint.sum(axis=1), 1e-300)
@@ -123,8 +131,9 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         posterior = _smoothed(joint / predicted[:, None])
         weights = (1 - rate) * self._weights() + rate * posterior
         self.weights = (weights / weights.sum(axis=1, keepdims=True)).tobytes()
-        scores = SCORE_MEMORY * np.array(self.scores) + trust * np.log(predicted)
-        self.scores = (scores - scores.max()).tolist()
+        if self.answers > UNSCORED_ANSWERS:
+            scores = SCORE_MEMORY * np.array(self.scores) + trust * np.log(predicted)
+            self.scores = (scores - scores.max()).tolist()
 
     def learn_collapsed(self, acceptance: Acceptance) -> None:
         """Take one answer of a collapse in."""
@@ -183,6 +192,10 @@ class _Table(NamedTuple):
     half_log_steps_per_token: Array
 
 
+def _rows(weights: Array) -> Array:
+    return np.tile(weights, (len(OVERDISPERSIONS), 1))
+
+
 @lru_cache(maxsize=64)
 def _table(positions: int | None) -> _Table:
     per_token = np.array([1 / (1 + _accepted(share, positions)) for share in ACCEPTANCES])
@@ -193,26 +206,25 @@ def _table(positions: int | None) -> _Table:
 def _kernel(acceptance: Acceptance) -> Array:
     """Likelihood of the answer for each overdispersion and at each grid point, up to a common factor.
 
-    Saddlepoint density of a mean over n steps, sqrt(n) exp(-n D(observed, p) / overdispersion), where D is the Kullback
-    divergence of one step and n the steps that a drafter of acceptance p would have taken for these tokens (an unlucky
-    answer takes more steps, which must not count as more evidence).
+    Saddlepoint density of a mean over n steps, sqrt(n) exp(-n D(observed, p) / overdispersion), with a heavier tail. D is
+    the Kullback divergence of one step, n the steps that a drafter of acceptance p would have taken for these tokens
+    (an unlucky answer takes more steps, which must not count as more evidence).
     """
-    share, positions = min(1.0, max(0.0, acceptance.share)), acceptance.positions
+    share, positions = min(MAX_SHARE, max(0.0, acceptance.share)), acceptance.positions
     rejected = 1.0 - (0.0 if positions is None else share**positions)
     accepted = _accepted(share, positions)
-    itself = (accepted * math.log(share) if share > 0 else 0.0) + (rejected * math.log1p(-share) if rejected else 0.0)
+    itself = rejected * math.log1p(-share) + (accepted * math.log(share) if share > 0 else 0.0)
     table = _table(positions)
     divergence = itself - accepted * _LOG_ACCEPTED - rejected * _LOG_REJECTED
     exponent = acceptance.tokens * table.steps_per_token * divergence
-    logs = table.half_log_steps_per_token + 0.5 * np.log(_PER_OVERDISPERSION) - _PER_OVERDISPERSION * exponent
+    tail = TAIL * np.log1p(_PER_OVERDISPERSION * exponent / TAIL)
+    logs = table.half_log_steps_per_token + 0.5 * np.log(_PER_OVERDISPERSION) - tail
     kernel: Array = np.exp(logs - logs.max())
     return kernel
 
 
 def _accepted(share: float, positions: int | None) -> float:
     """Accepted tokens a step: p + p^2 + ... + p^K."""
-    if share >= 1.0:
-        return float(positions or 1000)
     full = 0.0 if positions is None else share**positions
     return share * (1 - full) / (1 - share)
 

@@ -55,33 +55,45 @@ class Floor(msgspec.Struct, frozen=True):
 
 
 class Evidence(msgspec.Struct, frozen=True):
-    """What one answer says."""
+    """What one answer says. Nats are log e-values against the healthy state, whatever content makes up the traffic."""
 
-    nats: float
-    """Log e-value against the healthy state, whatever content makes up the traffic."""
+    acceptance_nats: float | None
+    step_nats: float | None
+    """Where one of both is unknown, it is None; where both are, both stand for the rate."""
     ratio_nats: float
     """Log likelihood ratio of degraded against healthy for the usual mix of content."""
     cause: Cause
+    """The one that the answer speaks for most."""
+
+    @property
+    def nats(self) -> float:
+        """The stronger of both."""
+        return max(nats for nats in (self.acceptance_nats, self.step_nats) if nats is not None)
 
 
 class EDetector(msgspec.Struct):
-    """Shiryaev-Roberts e-detector: the sum over all possible onsets of the product of the e-values since.
+    """Shiryaev-Roberts e-detectors: for each factor, the sum over all onsets of the product of the e-values since.
 
-    M = (1 + M) L, arXiv 2203.03532, section 2. M - (number of e-values) is a supermartingale while all e-values have a
-    conditional mean of at most 1, so the mean number of answers to an alarm at M >= A is at least A.
+    M = (1 + M) L, arXiv 2203.03532, section 2, and the mean of both factors' M. M - (number of e-values) is a
+    supermartingale while all e-values have a conditional mean of at most 1, and so is the mean: the mean number of
+    answers to an alarm at M >= A is at least A. Two factors, since one freak in each is no collapse.
     """
 
-    total: float = 0.0
+    acceptance: float = 0.0
+    step: float = 0.0
 
-    def update(self, nats: float) -> float:
-        """Take the log e-value of one answer in; returns log M."""
-        self.total = min(MAX_DETECTOR, (1.0 + self.total) * math.exp(nats))
+    def update(self, evidence: Evidence) -> float:
+        """Take one answer in; returns log M."""
+        if evidence.acceptance_nats is not None:
+            self.acceptance = min(MAX_DETECTOR, (1.0 + self.acceptance) * math.exp(evidence.acceptance_nats))
+        if evidence.step_nats is not None:
+            self.step = min(MAX_DETECTOR, (1.0 + self.step) * math.exp(evidence.step_nats))
         return self.nats
 
     @property
     def nats(self) -> float:
         """Log M, not below ``MIN_EVIDENCE``."""
-        return math.log(max(self.total, math.exp(MIN_EVIDENCE)))
+        return math.log(max((self.acceptance + self.step) / 2, math.exp(MIN_EVIDENCE)))
 
 
 def floor_of(baseline: Baseline) -> Floor | None:
@@ -94,36 +106,46 @@ def floor_of(baseline: Baseline) -> Floor | None:
 
 
 def weigh(sample: Sample, baseline: Baseline) -> Evidence | None:
-    """What one answer says against the backend; None where there is nothing to compare with.
-
-    Acceptance and step time are averaged as e-values, which is one again whatever their dependence (Vovk and Wang,
-    Annals of Statistics 49, 2021).
-    """
-    found = [_acceptance_evidence(sample, baseline), _inflation_evidence(sample, baseline)]
-    known = [evidence for evidence in found if evidence is not None]
-    if not known:
-        return _rate_evidence(sample, baseline)
-    loudest = max(known, key=lambda evidence: evidence.nats)
-    return Evidence(
-        _log_mean([evidence.nats for evidence in known]),
-        _log_mean([evidence.ratio_nats for evidence in known]),
-        loudest.cause,
-    )
+    """What one answer says against the backend; None where there is nothing to compare with."""
+    factors = _factors(sample, baseline)
+    if not factors:
+        return None
+    loudest = max(factors, key=lambda factor: factor.nats)
+    nats = {factor.cause is Cause.STEP_INFLATION: factor.nats for factor in factors}
+    if loudest.cause is Cause.UNKNOWN:
+        nats = {False: loudest.nats, True: loudest.nats}
+    ratio = math.log(sum(math.exp(factor.ratio_nats) for factor in factors) / len(factors))
+    return Evidence(nats.get(False), nats.get(True), ratio, loudest.cause)
 
 
-def weigh_recovery(sample: Sample, baseline: Baseline, cause: Cause) -> Evidence | None:
+def weigh_recovery(sample: Sample, baseline: Baseline, cause: Cause) -> Factor | None:
     """What one answer says of a backend that is degraded for this cause: the factor that is worst.
 
     A collapse of acceptance is over when acceptance is back. Slow steps do not speak against it: a canary may share
     its GPU with the fallback that carries the traffic.
     """
-    acceptance, step = _acceptance_evidence(sample, baseline), _inflation_evidence(sample, baseline)
-    if cause is Cause.ACCEPTANCE_COLLAPSE and acceptance is not None and acceptance.ratio_nats < 0:
-        return acceptance
-    known = [evidence for evidence in (acceptance, step) if evidence is not None]
-    if not known:
-        return _rate_evidence(sample, baseline)
-    return max(known, key=lambda evidence: evidence.ratio_nats)
+    factors = _factors(sample, baseline)
+    if cause is Cause.ACCEPTANCE_COLLAPSE:
+        factors = [factor for factor in factors if factor.ratio_nats < 0 and factor.cause in _DRAFTING] or factors
+    return max(factors, key=lambda factor: factor.ratio_nats, default=None)
+
+
+_DRAFTING = (Cause.ACCEPTANCE_COLLAPSE, Cause.SPECULATION_OFF)
+
+
+class Factor(msgspec.Struct, frozen=True):
+    """What an answer says of one factor of its speed."""
+
+    nats: float
+    ratio_nats: float
+    cause: Cause
+
+
+def _factors(sample: Sample, baseline: Baseline) -> list[Factor]:
+    found = [_acceptance_evidence(sample, baseline), _inflation_evidence(sample, baseline)]
+    known = [factor for factor in found if factor is not None]
+    rate = None if known else _rate_evidence(sample, baseline)
+    return known if rate is None else [rate]
 
 
 def is_low(sample: Sample, baseline: Baseline) -> bool:
@@ -140,11 +162,7 @@ def is_low(sample: Sample, baseline: Baseline) -> bool:
     return False
 
 
-def _log_mean(nats: list[float]) -> float:
-    return math.log(sum(math.exp(value) for value in nats) / len(nats))
-
-
-def _acceptance_evidence(sample: Sample, baseline: Baseline) -> Evidence | None:
+def _acceptance_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
     acceptance = acceptance_of(sample)
     if acceptance is None:
         return None
@@ -155,7 +173,7 @@ def _acceptance_evidence(sample: Sample, baseline: Baseline) -> Evidence | None:
     if sample.upper_bound and ratio < 0:
         return None
     cause = Cause.SPECULATION_OFF if _speculation_is_off(sample, baseline) else Cause.ACCEPTANCE_COLLAPSE
-    return Evidence(max(MIN_EVIDENCE, worst), max(MIN_EVIDENCE, ratio), cause)
+    return Factor(max(MIN_EVIDENCE, worst), max(MIN_EVIDENCE, ratio), cause)
 
 
 def _speculation_is_off(sample: Sample, baseline: Baseline) -> bool:
@@ -168,20 +186,20 @@ def _speculation_is_off(sample: Sample, baseline: Baseline) -> bool:
     return expected is not None and sample.step_seconds is not None and sample.step_seconds < OFF_STEP_SHARE * expected
 
 
-def _inflation_evidence(sample: Sample, baseline: Baseline) -> Evidence | None:
+def _inflation_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
     timed = step_time_of(sample)
     if timed is None or baseline.step_seconds.answers < MIN_ANSWERS:
         return None
     nats = max(MIN_EVIDENCE, baseline.step_seconds.nats(timed, STEP))
-    return Evidence(nats, nats, Cause.STEP_INFLATION)
+    return Factor(nats, nats, Cause.STEP_INFLATION)
 
 
-def _rate_evidence(sample: Sample, baseline: Baseline) -> Evidence | None:
+def _rate_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
     timed = token_time_of(sample)
     if timed is None or baseline.token_seconds.answers < MIN_ANSWERS:
         return None
     nats = max(MIN_EVIDENCE, baseline.token_seconds.nats(timed, RATE))
-    return Evidence(nats, nats, Cause.UNKNOWN)
+    return Factor(nats, nats, Cause.UNKNOWN)
 
 
 class StepRule(msgspec.Struct, kw_only=True):

@@ -35,7 +35,7 @@ def test_published_control_without_a_cycle():
 
 @pytest.mark.parametrize("dropped", range(30))
 def test_h200_cycle_is_found_from_wherever_the_watch_starts(dropped):
-    """The answer of transition dates the onset, one of the next two alarms. A collapse needs three healthy answers, to
+    """The answer of transition dates the onset; it or one of the next two alarms. A collapse needs three healthy answers, to
     be compared with, before it; one of which there were fewer may be missed, but never spoils those after it."""
     answers = [observation for observation, _ in h200("k8_cycle_by_request")][dropped:]
     watch, degraded = watched(answers)
@@ -46,7 +46,7 @@ def test_h200_cycle_is_found_from_wherever_the_watch_starts(dropped):
     ]
     assert not any(flag for index, flag in enumerate(degraded, dropped) if index % 10 not in (5, 6, 7, 8))
     for episode in full:
-        assert 1 <= episode.detected_request - episode.onset_request <= 2
+        assert 0 <= episode.detected_request - episode.onset_request <= 2
         assert episode.cause is Cause.ACCEPTANCE_COLLAPSE
         assert episode.acceptance_length == pytest.approx(1.2, abs=0.1)
         assert episode.step_seconds == pytest.approx(0.0065, abs=0.0005)
