@@ -106,10 +106,10 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
 
     weights: bytes = msgspec.field(default_factory=lambda: _rows(_content_prior(LOWEST_CONTENT)).tobytes())
     """Float64, a row for each overdispersion and a column for each grid point."""
-    scores: list[float] = msgspec.field(default_factory=lambda: [math.log(share) for share in OVERDISPERSION_PRIOR])
-    """Log predictive likelihood of the answers so far, with forgetting."""
+    scores: bytes = np.log(OVERDISPERSION_PRIOR).tobytes()
+    """For each overdispersion, the log predictive likelihood of the answers so far, with forgetting."""
     answers: int = 0
-    collapsed: list[float] = []
+    collapsed: bytes = b""
     """Mixing distribution of the collapses seen, which sharpens the alternative; the prior keeps half of the weight."""
     collapsed_answers: int = 0
 
@@ -132,8 +132,8 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         weights = (1 - rate) * self._weights() + rate * posterior
         self.weights = (weights / weights.sum(axis=1, keepdims=True)).tobytes()
         if self.answers > UNSCORED_ANSWERS:
-            scores = SCORE_MEMORY * np.array(self.scores) + trust * np.log(predicted)
-            self.scores = (scores - scores.max()).tolist()
+            scores = SCORE_MEMORY * np.frombuffer(self.scores) + trust * np.log(predicted)
+            self.scores = (scores - scores.max()).tobytes()
 
     def learn_collapsed(self, acceptance: Acceptance) -> None:
         """Take one answer of a collapse in."""
@@ -142,8 +142,8 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         self.collapsed_answers += 1
         rate = max(1 / (self.collapsed_answers + 1), 1 / COLLAPSE_MEMORY_ANSWERS)
         posterior = _smoothed(joint[None, :] / joint.sum())[0]
-        weights = (1 - rate) * np.array(self.collapsed or model.collapsed) + rate * posterior
-        self.collapsed = (weights / weights.sum()).tolist()
+        weights = (1 - rate) * (np.frombuffer(self.collapsed) if self.collapsed else model.collapsed) + rate * posterior
+        self.collapsed = (weights / weights.sum()).tobytes()
 
     def nats(self, acceptance: Acceptance) -> tuple[float, float]:
         """Log likelihood ratios of collapsed against healthy: for the least favourable traffic, and for all traffic.
@@ -161,16 +161,20 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         return np.frombuffer(self.weights).reshape(len(OVERDISPERSIONS), len(GRID))
 
     def _model(self) -> _Model:
-        scores = np.array(self.scores)
-        shares = np.exp(scores - scores.max())
-        shares /= shares.sum()
-        weights = self._weights()
-        usual = float(shares @ (weights @ _SHARES))
-        unseen = _content_prior(round(min(LOWEST_CONTENT, LOWEST_CONTENT_SHARE * usual), 2))
-        collapsed = _collapse_prior(round(usual, 2))
-        if self.collapsed:
-            collapsed = (collapsed + np.array(self.collapsed)) / 2
-        return _Model(shares, (1 - UNSEEN) * weights + UNSEEN * unseen, collapsed)
+        return _model(self.weights, self.scores, self.collapsed)
+
+
+@lru_cache(maxsize=64)
+def _model(weights: bytes, scores: bytes, collapses: bytes) -> _Model:
+    shares = np.exp(np.frombuffer(scores))
+    shares /= shares.sum()
+    seen = np.frombuffer(weights).reshape(len(OVERDISPERSIONS), len(GRID))
+    usual = float(shares @ (seen @ _SHARES))
+    unseen = _content_prior(round(min(LOWEST_CONTENT, LOWEST_CONTENT_SHARE * usual), 2))
+    collapsed = _collapse_prior(round(usual, 2))
+    if collapses:
+        collapsed = (collapsed + np.frombuffer(collapses)) / 2
+    return _Model(shares, (1 - UNSEEN) * seen + UNSEEN * unseen, collapsed)
 
 
 def _logit(share: float) -> float:
@@ -206,9 +210,9 @@ def _table(positions: int | None) -> _Table:
 def _kernel(acceptance: Acceptance) -> Array:
     """Likelihood of the answer for each overdispersion and at each grid point, up to a common factor.
 
-    Saddlepoint density of a mean over n steps, sqrt(n) exp(-n D(observed, p) / overdispersion), with a heavier tail. D is
-    the Kullback divergence of one step, n the steps that a drafter of acceptance p would have taken for these tokens
-    (an unlucky answer takes more steps, which must not count as more evidence).
+    Saddlepoint density of a mean over n steps, sqrt(n) exp(-n D(observed, p) / overdispersion), with a heavier tail. D
+    is the Kullback divergence of one step, n the steps that a drafter of acceptance p would have taken for these
+    tokens (an unlucky answer takes more steps, which must not count as more evidence).
     """
     share, positions = min(MAX_SHARE, max(0.0, acceptance.share)), acceptance.positions
     rejected = 1.0 - (0.0 if positions is None else share**positions)

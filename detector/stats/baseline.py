@@ -77,8 +77,8 @@ class Baseline(msgspec.Struct, kw_only=True):
         self.medians = Medians(
             _median(self.conditional_acceptances),
             _median(self.acceptance_lengths),
-            round(median(self.loads)),
-            median(self.contexts),
+            round(_middle(self.loads)),
+            _middle(self.contexts),
         )
 
     def learn_collapsed(self, sample: Sample) -> None:
@@ -159,7 +159,12 @@ def _timed(sample: Sample, log_seconds: float, units: float | None) -> Timed:
 
 
 def _median(values: list[float]) -> float | None:
-    return median(values) if len(values) >= MIN_ANSWERS else None
+    return _middle(values) if len(values) >= MIN_ANSWERS else None
+
+
+def _middle(values: list[float]) -> float:
+    """Upper median; several times as fast as the one of ``statistics``."""
+    return sorted(values)[len(values) // 2]
 
 
 def _push(window: list[float], value: float) -> None:

@@ -158,7 +158,9 @@ class TimeLaw(msgspec.Struct, kw_only=True):
                 if a < 0:
                     a, b = 0.0, ur / uu
         a, b = min(a, MAX_SPREAD**2), min(b, MAX_SPREAD**2)
-        return max(MIN_SPREAD**2, a + b * _shortness(timed))
+        # A slope through a few points promises too much for long answers.
+        least = MIN_SPREAD**2 if self.answers >= TRUSTED_ANSWERS else max(MIN_SPREAD**2, min(r / weight, MAX_SPREAD**2))
+        return max(least, a + b * _shortness(timed))
 
     def _learn_line(self, x: Vector, residual: float, noise: float) -> None:
         """One step of the Kalman filter; what is unknown never exceeds what it was at the start."""
