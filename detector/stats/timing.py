@@ -28,6 +28,7 @@ REFERENCE_TOKENS = 100.0
 """Length at which b/length is b."""
 MEMORY = 0.998
 """Weight that the variance keeps of what it knew, at each answer."""
+MAX_STALL_SHARE = 0.5
 MAX_STALL = 5.0
 """Nats; a longer stall counts as this one."""
 NOISE_SPREADS, MIN_RANGE = 2.0, 0.5
@@ -95,7 +96,8 @@ class TimeLaw(msgspec.Struct, kw_only=True):
     )
     """Sums of weight, u, u^2, residual^2 and u residual^2, where u = reference / length."""
     stalls: float = STALL_SHARE * STALL_ANSWERS
-    stall_answers: float = STALL_ANSWERS
+    stall_chances: float = STALL_ANSWERS
+    """Requests in flight, summed over answers: each may have interrupted the answer, with a prefill for one."""
     stall_shape: float = STALL_SHAPE
     stall_seconds: float = STALL_SECONDS
 
@@ -140,7 +142,7 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         if alternative.content_share:
             reach = normal_cumulative(slower / spread) - normal_cumulative((slower - alternative.content) / spread)
             body += alternative.content_share * (reach / alternative.content - body)
-        share = self.stalls / self.stall_answers
+        share = self._stall_share(timed)
         healthy = (1 - share) * body + share * self._stall_density(timed, slower)
         reach = t4_cumulative((slower - least) / spread) - t4_cumulative((slower - alternative.most) / spread)
         slow = max(reach / (alternative.most - least), 1e-12)
@@ -179,9 +181,9 @@ class TimeLaw(msgspec.Struct, kw_only=True):
 
     def _learn_noise(self, timed: Timed, slower: float, spread: float, trust: float) -> None:
         stalled = 0.0
-        self.stall_answers += 1
+        self.stall_chances += timed.in_flight
         if slower > 0:
-            share = self.stalls / self.stall_answers
+            share = self._stall_share(timed)
             as_stall = share * self._stall_density(timed, slower)
             stalled = as_stall / (as_stall + (1 - share) * t4_density(slower / spread) / spread)
             self.stalls += stalled
@@ -191,6 +193,9 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         u = _shortness(timed)
         news = (1.0, u, u * u, square, u * square)
         self.moments = [MEMORY * moment + trust * new for moment, new in zip(self.moments, news, strict=True)]
+
+    def _stall_share(self, timed: Timed) -> float:
+        return min(MAX_STALL_SHARE, self.stalls / self.stall_chances * timed.in_flight)
 
     def _expected_seconds(self, timed: Timed) -> float:
         if timed.units is None:

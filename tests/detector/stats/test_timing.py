@@ -69,8 +69,19 @@ def test_stalls_are_learned():
     before = law.nats(timed(0.06), STEP)
     for number in range(400):
         law.learn(timed(0.06) if number % 20 == 0 else timed(), STEP)
-    assert law.stalls / law.stall_answers > 0.01
+    assert law.stalls / law.stall_chances > 0.01
     assert law.nats(timed(0.06), STEP) < before - 1
+
+
+def test_neighbours_that_interrupt_are_learned_as_such():
+    """With eight in flight every other answer is interrupted for a while, alone none is."""
+    rng, law = random.Random(8), TimeLaw()
+    for _ in range(400):
+        load = rng.choice((1, 8))
+        interrupted = load == 8 and rng.random() < 0.5
+        law.learn(timed(0.034 if interrupted else 0.02, in_flight=load, tokens=90.0, units=20.0), STEP)
+    alone, busy = (law.nats(timed(0.04, in_flight=load, tokens=90.0, units=20.0), STEP) for load in (1, 8))
+    assert busy < alone - 1
 
 
 def test_content_may_slow_a_rate_but_not_a_step():
