@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import msgspec
 
 from detector.stats.sample import Sample
@@ -11,11 +14,45 @@ MAX_EPISODES = 256
 """Episodes that are kept; the oldest go first."""
 
 
+class Totals(msgspec.Struct, frozen=True):
+    """What a backend went through since its watch began: the clocks that a cycle may run on.
+
+    Answers that did not tell their tokens or steps add nothing there. Canaries count: they move the engine too.
+    """
+
+    answers: int = 0
+    tokens: float = 0.0
+    verify_steps: float = 0.0
+    at: float = -math.inf
+    """Monotonic seconds of the last end of an answer."""
+
+    def plus(self, sample: Sample | None, ended: float) -> Totals:
+        """With one more answer."""
+        tokens = steps = 0.0
+        if sample is not None:
+            tokens, steps = sample.tokens or 0.0, sample.verify_steps or 0.0
+        return Totals(self.answers + 1, self.tokens + tokens, self.verify_steps + steps, max(self.at, ended))
+
+
+class Boundary(msgspec.Struct, frozen=True):
+    """A change that the rule without memory of earlier cycles saw: what a test for a cycle, and a log, want to know."""
+
+    kind: Literal["opened", "closed", "resumed", "rebased"]
+    request: int
+    """First collapsed request (opened), first healthy one (closed), or the one that decided."""
+    totals: Totals
+    """Before that request; of one whose collapse was seen inside it, before it began."""
+    seen: Totals
+    """When it was decided."""
+
+
 class Account(msgspec.Struct, kw_only=True):
     """Running totals of a row of suspicious answers, which may become an episode or go on with one."""
 
     onset_request: int
     onset_step: int | None = None
+    onset_totals: Totals = Totals()
+    answers: int = 0
     tokens: float = 0.0
     verify_steps: float = 0.0
     timed_steps: float = 0.0
@@ -28,6 +65,7 @@ class Account(msgspec.Struct, kw_only=True):
         healthy_rate: tokens per second that the healthy backend would have given at this load. Tokens lost are decode
         seconds x (healthy rate - actual rate); an answer that was faster than healthy lost none.
         """
+        self.answers += 1
         # Answers of unknown length weigh alike.
         steps = sample.verify_steps if sample.verify_steps is not None else 1.0
         if sample.acceptance_length is not None:

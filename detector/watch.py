@@ -1,29 +1,38 @@
 """The detector of one backend: answers and steps in, verdicts out.
 
-Every answer gives evidence in nats (``stats.collapse``); a CUSUM adds it up. Enough of it is an alarm: one answer whose
-drafter is plainly dead, two answers of slow steps. Inside an answer, the verify steps are tested (``stats.stream``).
-One clearly healthy answer, begun after the alarm, ends the episode; a second one makes the backend healthy.
+Every answer gives evidence in nats (``stats.collapse``); an e-detector adds it up, and its alarm opens an episode.
+Inside an answer, the verify steps are tested (``stats.stream``). Clearly healthy answers, begun after the alarm, end
+the episode; one more makes the backend healthy.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import msgspec
 
-from detector.episodes import Account
+from detector.episodes import Account, Boundary, Totals
 from detector.observation import Observation, Step
 from detector.stats.baseline import WINDOW
-from detector.stats.collapse import Evidence, floor_of, is_low, weigh, weigh_recovery
+from detector.stats.collapse import EDetector, Evidence, floor_of, is_low, weigh, weigh_recovery
 from detector.stats.sample import Sample, sample_of
 from detector.stats.stream import StreamModel, stream_model
 from detector.verdict import Cause, Episode, Phase, Verdict
 from detector.watch_state import SNAPSHOT_VERSION, WatchState
 
-SUSPICION_NATS = 1.5
+MAX_BOUNDARIES = 64
+"""Boundaries kept for a caller that never takes them; the oldest go first."""
+QUARANTINE = 2
+"""An answer is learned when so many more came without an alarm: the first of a collapse is often not yet suspicious."""
+MAX_HELD = 8
+"""Answers that wait to be learned while there is suspicion."""
+SUSPICION_NATS = 1.0
 """Evidence from which on the phase is ``transition``."""
 CLEAR_NATS = 1.0
-"""An answer speaks clearly, for or against, from here on."""
+"""An answer speaks clearly against the backend from here on."""
+RECOVERY_NATS = 2.0
+"""An episode is over at this much evidence for health: one answer of 64 tokens of usual content gives more."""
 QUEUEING_FACTOR = 5.0
 """A first token this many times later than the latest of the last healthy answers is put down to queueing."""
 QUEUEING_MIN_ANSWERS = 20
@@ -36,9 +45,9 @@ class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ValueError: a setting is out of its range.
     """
 
-    mean_requests_between_false_alarms: float = 200.0
-    """Sets the alarm at its logarithm in nats: a CUSUM of true log likelihood ratios alarms no more often than this on
-    healthy answers. Measured on simulated traffic it is far rarer; > 1."""
+    mean_requests_between_false_alarms: float = 1000.0
+    """Sets the alarm: an e-detector at this value alarms no more often than this on healthy answers, as long as the
+    assumptions of docs/detection.md hold; > 1."""
     rebase_after_requests: int = 200
     """After so many degraded answers in a row the degraded state becomes the reference; >= 1."""
 
@@ -83,14 +92,32 @@ class Watch:
     @property
     def reference(self) -> Reference:
         """Medians of the healthy state, times and rates at the load that is most usual."""
-        baseline = self._state.baseline
-        load = baseline.usual_load()
-        step, rate = baseline.step_level(load), baseline.rate_level(load)
+        baseline, usual = self._state.baseline, self._state.baseline.medians
         return Reference(
-            acceptance_length=baseline.acceptance_length(),
-            step_seconds=math.exp(step.median) if step else None,
-            decode_tokens_per_second=math.exp(rate.median) if rate else None,
+            acceptance_length=usual.acceptance_length,
+            step_seconds=baseline.expected_step_seconds(usual.in_flight, usual.context_tokens),
+            decode_tokens_per_second=baseline.expected_rate(usual.in_flight, usual.context_tokens),
         )
+
+    @property
+    def last_evidence_nats(self) -> float | None:
+        """Log likelihood ratio, degraded against healthy, of the last judged answer; None before there is one."""
+        return self._state.evidence_nats
+
+    @property
+    def totals(self) -> Totals:
+        """What the backend went through since the watch began."""
+        return self._state.totals
+
+    @property
+    def rebases(self) -> int:
+        """How often a degraded state lasted so long that it became the reference."""
+        return self._state.rebases
+
+    def take_boundaries(self) -> list[Boundary]:
+        """Beginnings and ends of episodes since the last call, the oldest first."""
+        taken, self._state.boundaries = self._state.boundaries, []
+        return taken
 
     def update(self, observation: Observation) -> Verdict:
         """Take one ended answer in.
@@ -106,17 +133,19 @@ class Watch:
             state.requests += 1
         self._end_stream(observation.request_id, index, observation.ended)
         sample = sample_of(observation) if observation.generation == state.generation else None
+        before, state.totals = state.totals, state.totals.plus(sample, observation.ended)
         if sample is None:
             return state.verdict
         if sample.num_speculative_tokens is not None:
             state.num_speculative_tokens = sample.num_speculative_tokens
         rebuilt = state.baseline.start(sample)
         evidence = weigh(sample, state.baseline)
+        if evidence is not None:
+            state.evidence_nats = evidence.ratio_nats
         if state.verdict.degraded:
-            evidence = weigh_recovery(sample, state.baseline, state.verdict.cause or Cause.UNKNOWN)
-            self._while_degraded(index, observation.ended, sample, evidence)
+            self._while_degraded(index, observation.ended, sample, before)
         else:
-            self._while_serving(index, observation.ended, sample, evidence, learn=not rebuilt)
+            self._while_serving(index, observation.ended, sample, evidence, before, learn=not rebuilt)
         self._prepare_steps()
         return state.verdict
 
@@ -135,16 +164,20 @@ class Watch:
 
     def restart(self, generation: int) -> None:
         """The backend was launched anew: forget its phase, keep the reference."""
-        state = self._state
-        if state.verdict.degraded:
-            state.log.close(state.requests)
-        state.step_rule.restart()
+        old = self._state
+        if old.verdict.degraded:
+            old.log.close(old.requests)
+            self._note("closed", old.requests, old.totals)
+        old.step_rule.restart()
         self._state = WatchState(
             generation=generation,
-            requests=state.requests,
-            baseline=state.baseline,
-            log=state.log,
-            step_rule=state.step_rule,
+            step_rule=old.step_rule,
+            requests=old.requests,
+            baseline=old.baseline,
+            log=old.log,
+            totals=old.totals,
+            boundaries=old.boundaries,
+            rebases=old.rebases,
         )
         self._prepare_steps()
 
@@ -167,64 +200,81 @@ class Watch:
         self._state = state
         self._prepare_steps()
 
-    def _while_serving(self, index: int, ended: float, sample: Sample, evidence: Evidence | None, learn: bool) -> None:
+    def _while_serving(
+        self, index: int, ended: float, sample: Sample, evidence: Evidence | None, before: Totals, learn: bool
+    ) -> None:
         state, phase = self._state, self._state.verdict.phase
         nats = evidence.nats if evidence is not None else 0.0
         if nats > 0 and sample.started < state.recovered_at:
             return  # it began in the last episode, which explains it
-        state.nats = max(0.0, state.nats + nats)
-        self._suspect(index, sample, nats)
+        suspicion = state.detector.update(evidence) if evidence is not None else state.detector.nats
+        self._suspect(index, sample, nats, before)
         if evidence is not None and phase is Phase.RECOVERING and nats >= CLEAR_NATS:
-            state.log.resume()
+            self._resume(index, before)
             self._degrade(Phase.COLLAPSED, ended, sample, state.log.episodes[-1].cause)
-        elif evidence is not None and state.nats >= math.log(self._config.mean_requests_between_false_alarms):
-            state.log.open(state.suspects or Account(onset_request=index), index, None, evidence.cause)
-            state.suspects = None
-            confirmed = nats < state.nats
-            self._degrade(Phase.COLLAPSED if confirmed else Phase.TRANSITION, ended, sample, evidence.cause)
-        elif phase is Phase.RECOVERING and nats > -CLEAR_NATS:
+        elif evidence is not None and suspicion >= math.log(self._config.mean_requests_between_false_alarms):
+            row = state.suspects or Account(onset_request=index, onset_totals=before)
+            state.log.open(row, index, None, evidence.cause)
+            self._note("opened", row.onset_request, row.onset_totals)
+            self._degrade(Phase.COLLAPSED if row.answers > 1 else Phase.TRANSITION, ended, sample, evidence.cause)
+        elif phase is Phase.RECOVERING and evidence is not None and evidence.ratio_nats > -CLEAR_NATS:
             self._set(phase, None, False, ended, sample)
-        elif state.nats >= SUSPICION_NATS:
+        elif suspicion >= SUSPICION_NATS:
             self._set(Phase.TRANSITION, None, False, ended, sample)
+            state.held = [*state.held, sample][-MAX_HELD:]
         else:
             cause = Cause.QUEUEING if self._is_queueing(sample) else None
             self._set(Phase.HEALTHY, cause, False, ended, sample)
-            if learn and nats <= 0:
-                state.baseline.learn(sample)
+            self._learn(sample if learn else None)
 
-    def _while_degraded(self, index: int, ended: float, sample: Sample, evidence: Evidence | None) -> None:
+    def _learn(self, sample: Sample | None) -> None:
+        """Learn what has waited long enough. The very first answers need not wait: they are split if they differ."""
         state = self._state
-        healthy = evidence is not None and evidence.nats <= -CLEAR_NATS
-        if healthy and sample.started >= state.detected_at:
+        if sample is not None:
+            state.held.append(sample)
+        kept = QUARANTINE if state.baseline.settled else 0
+        while len(state.held) > kept:
+            state.baseline.learn(state.held.pop(0))
+
+    def _while_degraded(self, index: int, ended: float, sample: Sample, before: Totals) -> None:
+        state = self._state
+        evidence = weigh_recovery(sample, state.baseline, state.verdict.cause or Cause.UNKNOWN)
+        if evidence is not None and sample.started >= state.detected_at:
+            state.recovery_nats = max(0.0, state.recovery_nats - evidence.ratio_nats)
+        if state.recovery_nats >= RECOVERY_NATS:
             state.log.close(index)
-            state.nats, state.suspects, state.recovered_at = 0.0, None, ended
-            state.degraded_answers, state.recent = 0, []
+            self._note("closed", index, before)
+            self._end_suspicion(ended)
             self._set(Phase.RECOVERING, None, False, ended, sample)
             return
         state.log.grow(sample, self._healthy_rate(sample))
         phase, cause = state.verdict.phase, state.verdict.cause
         if evidence is not None and evidence.nats >= CLEAR_NATS:
             phase = Phase.COLLAPSED
+            if evidence.cause is Cause.ACCEPTANCE_COLLAPSE:
+                state.baseline.learn_collapsed(sample)
             if cause is Cause.UNKNOWN or evidence.cause is Cause.SPECULATION_OFF:
                 cause = state.log.episodes[-1].cause = evidence.cause
         self._count_degraded(sample)
         self._set(phase, cause, True, ended, sample)
         if state.degraded_answers >= self._config.rebase_after_requests:
-            self._rebase(index, ended, sample)
+            self._rebase(index, ended, sample, before)
 
     def _step_alarm(self, request_id: str, step_number: int, at: float) -> Verdict:
         state, rule = self._state, self._state.step_rule
         if state.verdict.degraded:
             return state.verdict
         if state.verdict.phase is Phase.RECOVERING:
-            state.log.resume()
+            self._resume(state.requests, state.totals)
             phase = Phase.COLLAPSED
         else:
-            account = Account(onset_request=state.step_onset_request, onset_step=rule.onset_step)
-            state.log.open(account, state.requests, step_number, Cause.ACCEPTANCE_COLLAPSE)
+            onset = state.step_onset_request
+            row = Account(onset_request=onset, onset_step=rule.onset_step, onset_totals=state.totals)
+            state.log.open(row, state.requests, step_number, Cause.ACCEPTANCE_COLLAPSE)
+            self._note("opened", onset, state.totals)
             state.detected_in, state.onset_in = request_id, rule.onset_stream
             phase = Phase.TRANSITION
-        state.detected_at, state.degraded_answers, state.recent = at, 0, []
+        self._begin_episode(at)
         self._set(phase, state.log.episodes[-1].cause or Cause.ACCEPTANCE_COLLAPSE, True, at, None)
         return state.verdict
 
@@ -243,20 +293,38 @@ class Watch:
             state.log.episodes[-1].detected_request = index
             state.detected_in = None
 
-    def _suspect(self, index: int, sample: Sample, nats: float) -> None:
+    def _suspect(self, index: int, sample: Sample, nats: float, before: Totals) -> None:
         """Keep the totals of the row of suspicious answers that this one continues, begins or breaks."""
         state = self._state
         if nats <= 0 and not is_low(sample, state.baseline):
             state.suspects = None
             return
-        state.suspects = state.suspects or Account(onset_request=index)
+        state.suspects = state.suspects or Account(onset_request=index, onset_totals=before)
         state.suspects.add(sample, self._healthy_rate(sample))
 
     def _degrade(self, phase: Phase, ended: float, sample: Sample, cause: Cause) -> None:
-        state = self._state
-        state.detected_at, state.degraded_answers, state.recent = ended, 0, []
+        self._begin_episode(ended)
         self._count_degraded(sample)
         self._set(phase, cause, True, ended, sample)
+
+    def _begin_episode(self, at: float) -> None:
+        state = self._state
+        state.detected_at, state.recovery_nats = at, 0.0
+        state.degraded_answers, state.recent = 0, []
+        state.suspects, state.held = None, []
+
+    def _end_suspicion(self, at: float) -> None:
+        state = self._state
+        state.detector, state.suspects, state.held = EDetector(), None, []
+        state.degraded_answers, state.recent, state.recovered_at = 0, [], at
+
+    def _resume(self, index: int, before: Totals) -> None:
+        self._state.log.resume()
+        self._note("resumed", index, before)
+
+    def _note(self, kind: Literal["opened", "closed", "resumed", "rebased"], request: int, totals: Totals) -> None:
+        boundary = Boundary(kind, request, totals, self._state.totals)
+        self._state.boundaries = [*self._state.boundaries, boundary][-MAX_BOUNDARIES:]
 
     def _count_degraded(self, sample: Sample) -> None:
         state = self._state
@@ -264,17 +332,19 @@ class Watch:
         state.recent.append(sample)
         del state.recent[:-WINDOW]
 
-    def _rebase(self, index: int, ended: float, sample: Sample) -> None:
+    def _rebase(self, index: int, ended: float, sample: Sample, before: Totals) -> None:
         """What was called degraded for so long is the new normal."""
         state = self._state
+        answers = state.degraded_answers
         state.baseline.rebuild(state.recent)
         state.baseline.early, state.baseline.settled = [], True
+        state.rebases += 1
         state.log.close(index)
-        state.nats, state.suspects, state.recovered_at = 0.0, None, ended
+        self._note("rebased", index, before)
+        self._end_suspicion(ended)
         self._set(Phase.HEALTHY, None, False, ended, sample)
-        evidence = {**state.verdict.evidence, "rebased_after_requests": float(state.degraded_answers)}
+        evidence = {**state.verdict.evidence, "rebased_after_requests": float(answers)}
         state.verdict = msgspec.structs.replace(state.verdict, evidence=evidence)
-        state.degraded_answers, state.recent = 0, []
 
     def _is_queueing(self, sample: Sample) -> bool:
         healthy = self._state.baseline.ttft_seconds
@@ -283,8 +353,7 @@ class Watch:
         return sample.ttft_seconds > QUEUEING_FACTOR * max(healthy)
 
     def _healthy_rate(self, sample: Sample) -> float | None:
-        level = self._state.baseline.rate_level(sample.in_flight)
-        return math.exp(level.median) if level is not None else None
+        return self._state.baseline.expected_rate(sample.in_flight, sample.context_tokens)
 
     def _prepare_steps(self) -> None:
         """The step rule's model changes only with the reference and K: look it up once an answer, not once a step."""
@@ -306,7 +375,8 @@ class Watch:
         """The numbers behind the verdict; those that are unknown are left out."""
         state, reference = self._state, self.reference
         numbers: dict[str, float | None] = {
-            "evidence_nats": state.nats,
+            "evidence_nats": state.detector.nats,
+            "answer_evidence_nats": state.evidence_nats,
             "alarm_nats": math.log(self._config.mean_requests_between_false_alarms),
             "step_evidence_nats": state.step_rule.nats or None,
             "reference_acceptance_length": reference.acceptance_length,

@@ -6,13 +6,14 @@ import math
 
 import msgspec
 
-from detector.episodes import Account, EpisodeLog
+from detector.episodes import Account, Boundary, EpisodeLog, Totals
 from detector.stats.baseline import Baseline
+from detector.stats.collapse import EDetector
 from detector.stats.sample import Sample
 from detector.stats.stream import StreamRule
 from detector.verdict import Verdict
 
-SNAPSHOT_VERSION = 2
+SNAPSHOT_VERSION = 3
 
 
 class WatchState(msgspec.Struct, kw_only=True):
@@ -24,9 +25,20 @@ class WatchState(msgspec.Struct, kw_only=True):
     verdict: Verdict = Verdict()
     baseline: Baseline = msgspec.field(default_factory=Baseline)
     log: EpisodeLog = msgspec.field(default_factory=EpisodeLog)
-    nats: float = 0.0
+    detector: EDetector = msgspec.field(default_factory=EDetector)
+    held: list[Sample] = []
+    """Answers that are neither clearly healthy nor an alarm: learned once they prove harmless, else dropped."""
+    evidence_nats: float | None = None
+    """Log likelihood ratio of the last judged answer."""
+    recovery_nats: float = 0.0
+    """Evidence that the open episode is over, added up from its last contradiction on."""
+    totals: Totals = Totals()
+    boundaries: list[Boundary] = []
+    """Not yet taken by the caller."""
     suspects: Account | None = None
     """The row of suspicious answers up to now."""
+    rebases: int = 0
+    """How often the reference was given up for what had been called degraded."""
     detected_at: float = -math.inf
     """When the last episode was detected: answers begun before it cannot prove recovery."""
     recovered_at: float = -math.inf
