@@ -28,6 +28,10 @@ REFERENCE_TOKENS = 100.0
 """Length at which b/length is b."""
 MEMORY = 0.998
 """Weight that the variance keeps of what it knew, at each answer."""
+WIDE_CONTENT = 1.0
+"""Nats by which content may slow a rate while little is known of it: A differs by three times in a healthy run."""
+ONE_CONTENT_SPREAD = 0.08
+"""First answers that differ by less than this are of one kind of content."""
 MAX_STALL_SHARE = 0.5
 MAX_STALL = 5.0
 """Nats; a longer stall counts as this one."""
@@ -140,13 +144,19 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         slower = max(0.0, min(slower, max(alternative.most - spread, (least + alternative.most) / 2)))
         body = t4_density(slower / spread) / spread
         if alternative.content_share:
-            reach = normal_cumulative(slower / spread) - normal_cumulative((slower - alternative.content) / spread)
-            body += alternative.content_share * (reach / alternative.content - body)
+            content = WIDE_CONTENT if self._content_is_new() else alternative.content
+            reach = normal_cumulative(slower / spread) - normal_cumulative((slower - content) / spread)
+            body += alternative.content_share * (reach / content - body)
         share = self._stall_share(timed)
         healthy = (1 - share) * body + share * self._stall_density(timed, slower)
         reach = t4_cumulative((slower - least) / spread) - t4_cumulative((slower - alternative.most) / spread)
         slow = max(reach / (alternative.most - least), 1e-12)
         return math.log(slow / (healthy + alternative.freak * slow))
+
+    def _content_is_new(self) -> bool:
+        """Too few answers to know all content, and too different for content of one kind."""
+        weight, _, _, squares, _ = self.moments
+        return self.answers < TRUSTED_ANSWERS and squares > weight * ONE_CONTENT_SPREAD**2
 
     def _noise(self, timed: Timed) -> float:
         """Variance a + b u of one answer's noise: least squares on the squared residuals."""

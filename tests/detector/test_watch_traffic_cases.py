@@ -204,6 +204,17 @@ def test_ar1_traffic_without_acceptance_hardly_alarms(seed):
     assert watched(answers)[0].episodes == []
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_first_rates_of_mixed_content_are_no_collapse(seed):
+    """Nothing but rates is known, and not yet how much content moves them."""
+    rng, clock = random.Random(seed), Clock()
+    answers = []
+    for _ in range(60):
+        content, tokens = rng.choice((PROSE, CHAT, CODE)), int(rng.lognormvariate(6, 0.9)) + 16
+        answers.append(clock.rate_only(content * math.exp(rng.gauss(0, 0.1)), tokens=tokens))
+    assert watched(answers)[0].episodes == []
+
+
 def test_blocks_of_content_are_no_collapse_for_a_rate():
     """Half an hour of code, then of prose: the rate falls by a third and stays there."""
     clock, rng = Clock(), random.Random(4)
