@@ -36,8 +36,8 @@ def diagnose_answer(
 ) -> Diagnosis:
     """The row of the table that one answer hits.
 
-    sample: the judged numbers of ``observation``. engine: the last reading of the engine's own figures. others_degraded:
-    whether other answers of the backend are degraded as well, where that is known.
+    sample: the judged numbers of ``observation``. engine: the last reading of the engine's own figures.
+    others_degraded: whether other answers of the backend are degraded as well, where that is known.
     """
     return diagnose(findings_of(observation, sample, baseline, engine, others_degraded))
 

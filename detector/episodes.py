@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import msgspec
@@ -14,36 +13,12 @@ MAX_EPISODES = 256
 """Episodes that are kept; the oldest go first."""
 
 
-class Totals(msgspec.Struct, frozen=True):
-    """What a backend went through since its watch began: the clocks that a cycle may run on.
-
-    Answers that did not tell their tokens or steps add nothing there. Canaries count: they move the engine too.
-    """
-
-    answers: int = 0
-    tokens: float = 0.0
-    verify_steps: float = 0.0
-    at: float = -math.inf
-    """Monotonic seconds of the last end of an answer."""
-
-    def plus(self, sample: Sample | None, ended: float) -> Totals:
-        """With one more answer."""
-        tokens = steps = 0.0
-        if sample is not None:
-            tokens, steps = sample.tokens or 0.0, sample.verify_steps or 0.0
-        return Totals(self.answers + 1, self.tokens + tokens, self.verify_steps + steps, max(self.at, ended))
-
-
 class Boundary(msgspec.Struct, frozen=True):
-    """A change that the rule without memory of earlier cycles saw: what a test for a cycle, and a log, want to know."""
+    """A change of phase that the rules without memory saw: what a test for a cycle, and a log, want to know."""
 
     kind: Literal["opened", "closed", "resumed", "rebased"]
     request: int
     """First collapsed request (opened), first healthy one (closed), or the one that decided."""
-    totals: Totals
-    """Before that request; of one whose collapse was seen inside it, before it began."""
-    seen: Totals
-    """When it was decided."""
 
 
 class Account(msgspec.Struct, kw_only=True):
@@ -51,7 +26,6 @@ class Account(msgspec.Struct, kw_only=True):
 
     onset_request: int
     onset_step: int | None = None
-    onset_totals: Totals = Totals()
     answers: int = 0
     tokens: float = 0.0
     verify_steps: float = 0.0

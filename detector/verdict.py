@@ -73,6 +73,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The next request should not go here if there is anywhere better."""
     since: float | None = None
     """Monotonic seconds at which this phase began."""
+    why: str = ""
+    """The diagnosis in a sentence; empty where there is none."""
+    remedies: tuple[str, ...] = ()
+    """What may help against the cause (``stats.cause_table.Remedy``), the most useful first."""
     forecast: Forecast | None = None
     """None while nothing is forecast."""
     evidence: dict[str, float] = {}

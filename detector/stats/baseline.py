@@ -119,6 +119,10 @@ class Baseline(msgspec.Struct, kw_only=True):
         """The law that an acceptance follows: p_0 hardly depends on content, later positions do."""
         return self.first_position if acceptance.positions == 1 else self.chain
 
+    def usual_first_position(self) -> float | None:
+        """Median p_0; None while too few answers told it."""
+        return self.medians.conditional_acceptance if self.first_position.answers >= MIN_ANSWERS else None
+
     def expected_step_seconds(self, in_flight: int, context_tokens: float = 0.0) -> float | None:
         """Seconds per verify step of a healthy answer at this load and context."""
         law = self.step_seconds

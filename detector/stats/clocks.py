@@ -6,6 +6,7 @@ over, or time. So every answer advances five clocks, and what cannot be known of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -32,7 +33,7 @@ class Clock(StrEnum):
     SECONDS = "seconds"
 
 
-class ClockReading(msgspec.Struct, frozen=True, kw_only=True):
+class ClockReading(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One value for each clock: totals since some start, or the advance between two points. None: unknown."""
 
     requests: float | None = None
@@ -61,7 +62,7 @@ ZERO = ClockReading(requests=0.0, tokens=0.0, steps=0.0, kv_blocks=0.0, seconds=
 UNKNOWN = ClockReading()
 
 
-class Advance(msgspec.Struct, frozen=True, kw_only=True):
+class Advance(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """What one answer added to the clocks."""
 
     clocks: ClockReading
@@ -95,9 +96,9 @@ class BackendClocks(msgspec.Struct, kw_only=True):
         self.last_ended = max(observation.ended, self.last_ended or observation.ended)
         clocks = ClockReading(
             requests=1.0,
-            tokens=observation.completion_tokens,
-            steps=_steps(observation),
-            kv_blocks=_kv_blocks(observation),
+            tokens=_known(observation.completion_tokens),
+            steps=_known(_steps(observation)),
+            kv_blocks=_known(_kv_blocks(observation)),
             seconds=seconds,
         )
         self.total = _reading(_known_sum(total, new) for total, new in _both(self.total, clocks))
@@ -108,6 +109,11 @@ class BackendClocks(msgspec.Struct, kw_only=True):
         """What the other clocks probably do while one of them advances by ``amount``; None where it never moved."""
         mean = self.mean.on(clock)
         return self.mean.times(amount / mean) if mean else None
+
+
+def _known(amount: float | None) -> float | None:
+    """None for what cannot be an amount."""
+    return float(amount) if amount is not None and 0 <= amount < math.inf else None
 
 
 def _steps(observation: Observation) -> float | None:

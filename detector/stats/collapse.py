@@ -155,6 +155,12 @@ def is_low(sample: Sample, baseline: Baseline) -> bool:
     return False
 
 
+def is_late(sample: Sample, baseline: Baseline) -> bool:
+    """The first token came later than any of the last healthy answers'."""
+    usual = baseline.ttft_seconds
+    return sample.ttft_seconds is not None and bool(usual) and sample.ttft_seconds > max(usual)
+
+
 def _acceptance_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
     acceptance = acceptance_of(sample)
     if acceptance is None:

@@ -34,7 +34,7 @@ class Run(msgspec.Struct, frozen=True):
         return ends
 
 
-class Cell(msgspec.Struct, kw_only=True):
+class Cell(msgspec.Struct, kw_only=True, array_like=True):
     """One answer, or some neighbours that were put together."""
 
     request: int

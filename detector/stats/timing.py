@@ -110,6 +110,11 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         intercept, load, context = self.mean
         return intercept + load * math.log(max(1, in_flight)) + context * math.log1p(context_tokens / CONTEXT_SCALE)
 
+    def deviation(self, timed: Timed) -> tuple[float, float]:
+        """How much slower than expected, in nats, and the standard error of that."""
+        slower, _, spread = self._compare(timed)
+        return slower, spread
+
     def learn(self, timed: Timed, alternative: Alternative) -> None:
         """Take one healthy answer in. ``alternative``: what it would be if it were not."""
         slower, noise, spread = self._compare(timed)

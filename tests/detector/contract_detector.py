@@ -56,11 +56,11 @@ def a_snapshot_resumes_byte_for_byte(adapter: Adapter) -> None:
 
 def memory_is_bounded(adapter: Adapter) -> None:
     """Once it has settled, the state is no larger however much it is fed."""
-    detector = adapter.make()
-    for thing in adapter.things(adapter.settled_after, 3):
+    detector, things = adapter.make(), adapter.things(3 * adapter.settled_after, 3)
+    for thing in things[: adapter.settled_after]:
         adapter.feed(detector, thing)
     size = len(adapter.snapshot(detector))
-    for thing in adapter.things(2 * adapter.settled_after, 4):
+    for thing in things[adapter.settled_after :]:
         adapter.feed(detector, thing)
     assert len(adapter.snapshot(detector)) <= 1.2 * size + 500
 

@@ -19,7 +19,7 @@ def answers(count, seed):
     rng, clock = random.Random(seed), Clock()
     made = []
     for index in range(count):
-        content = DEAD if index % 50 >= 45 else rng.choice((PROSE, CHAT, CODE))
+        content = DEAD if index % 8 >= 6 else rng.choice((PROSE, CHAT, CODE))
         made.append(clock.answer(content, tokens=rng.randint(50, 2000), in_flight=rng.randint(1, 8)))
     return made
 
@@ -67,7 +67,7 @@ ADAPTERS = (
         restore=restored_watch,
         things=answers,
         odd=odd_answers(),
-        settled_after=500,
+        settled_after=2300,
     ),
     Adapter(
         name="e-detector of answers",

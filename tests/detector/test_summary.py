@@ -29,7 +29,7 @@ def test_published_cycle():
                 "tokens_lost": None,
             }
         ],
-        "cycle": {"verdict": "undetermined", "clock": None, "period": None, "e_value": None, "p_value": None},
+        "cycle": {"verdict": "undetermined", "clock": None, "period": None, "e_value": 1.0, "p_value": 1.0},
         "alarms_budget": {"mean_requests_between_false_alarms": 1000.0},
     }
 

@@ -158,44 +158,6 @@ def test_an_answer_of_a_newer_launch_restarts(clock):
     assert watch.episodes[0].end_request == 12
 
 
-def test_boundaries_carry_the_clocks_at_onset_and_at_end(clock):
-    answers = [clock.answer(content) for content in [CHAT] * 10 + [DEAD] * 3 + [CHAT] * 2]
-    watch = watch_of(answers)
-    opened, closed = watch.take_boundaries()
-    assert watch.take_boundaries() == []
-    assert (opened.kind, opened.request, closed.kind, closed.request) == ("opened", 10, "closed", 13)
-    assert (opened.totals.answers, closed.totals.answers) == (10, 13)
-    assert opened.totals.tokens == sum(answer.completion_tokens for answer in answers[:10])
-    assert closed.totals.verify_steps == sum(answer.verify_steps for answer in answers[:13])
-    assert (opened.totals.at, closed.totals.at) == (answers[9].ended, answers[12].ended)
-    assert opened.seen.answers == 11
-    assert watch.totals.answers == 15
-
-
-def test_a_relapse_and_a_restart_are_boundaries_too(clock):
-    watch = watch_of(clock.answer(content) for content in [CHAT] * 10 + [DEAD] * 2 + [CHAT] + [DEAD])
-    watch.restart(1)
-    kinds = [boundary.kind for boundary in watch.take_boundaries()]
-    assert kinds == ["opened", "closed", "resumed", "closed"]
-
-
-def test_boundaries_that_nobody_takes_are_bounded(clock):
-    watch = watch_of(clock.answer(content) for content in ([CHAT] * 3 + [DEAD] * 2) * 60)
-    assert len(watch.take_boundaries()) == 64
-
-
-def test_the_last_evidence_is_a_ratio_of_both_signs(clock):
-    watch = Watch(WatchConfig())
-    assert watch.last_evidence_nats is None
-    for _ in range(10):
-        watch.update(clock.answer())
-    assert watch.last_evidence_nats < -3
-    watch.update(clock.answer(DEAD))
-    assert watch.last_evidence_nats > 3
-    watch.update(clock.answer(ending=Ending.CONNECT_FAILED))
-    assert watch.last_evidence_nats > 3  # says nothing, so the last word stands
-
-
 def test_recovery_adds_up(clock):
     """Answers of a few words, none of which is enough alone."""
     watch = watch_of(clock.answer(content) for content in [CHAT] * 20 + [DEAD] * 3)

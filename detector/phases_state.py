@@ -1,4 +1,4 @@
-"""Everything that the detector of one backend remembers, in one struct that can be stored and restored."""
+"""Everything that the rules for the phase of one backend remember, in one struct that can be stored and restored."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import math
 
 import msgspec
 
-from detector.episodes import Account, Boundary, EpisodeLog, Totals
+from detector.episodes import Account, Boundary, EpisodeLog
 from detector.stats.baseline import Baseline
+from detector.stats.cause import Diagnosis
 from detector.stats.collapse import EDetector
 from detector.stats.sample import Sample
 from detector.stats.stream import StreamRule
 from detector.verdict import Verdict
 
-SNAPSHOT_VERSION = 3
 
+class PhasesState(msgspec.Struct, kw_only=True):
+    """Everything the rules remember."""
 
-class WatchState(msgspec.Struct, kw_only=True):
-    """Everything a watch remembers."""
-
-    version: int = SNAPSHOT_VERSION
     generation: int = 0
     requests: int = 0
     verdict: Verdict = Verdict()
@@ -28,11 +26,12 @@ class WatchState(msgspec.Struct, kw_only=True):
     detector: EDetector = msgspec.field(default_factory=EDetector)
     held: list[Sample] = []
     """Answers that are neither clearly healthy nor an alarm: learned once they prove harmless, else dropped."""
-    evidence_nats: float | None = None
-    """Log likelihood ratio of the last judged answer."""
+    evidence_nats: float = 0.0
+    """Log likelihood ratio, degraded against healthy, of the last answer; 0 where it says nothing."""
+    diagnosis: Diagnosis | None = None
+    """Of the open episode, where the table names its cause."""
     recovery_nats: float = 0.0
     """Evidence that the open episode is over, added up from its last contradiction on."""
-    totals: Totals = Totals()
     boundaries: list[Boundary] = []
     """Not yet taken by the caller."""
     suspects: Account | None = None
