@@ -129,7 +129,7 @@ def descendants(roots: Iterable[int], processes: Mapping[int, Process]) -> set[i
 
 
 def begun_by(child: Child) -> set[int]:
-    """Living processes that a child is or began, orphans included: its session, its descendants, and ours by adoption."""
+    """Living processes that a child is or began: its session, its descendants, and the orphans that came to us."""
     processes = table()
     session = {pid for pid, process in processes.items() if process.session == child.pid}
     roots = session | _adopted(processes) | ({child.pid} if child.status is None else set())
@@ -175,8 +175,8 @@ async def kill_all(child: Child, seconds: float) -> set[int]:
     return begun_by(child)
 
 
-async def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Look until something holds; False where it does not within that time."""
+async def wait_until(condition: Callable[[], bool], seconds: float | None) -> bool:
+    """Look until something holds; False where it does not within that time (None: for as long as it takes)."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while not condition():  # noqa: ASYNC110 - what it asks has no event

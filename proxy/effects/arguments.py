@@ -26,7 +26,8 @@ _PLAIN_VALUE: Final = re.compile(r"[A-Za-z0-9._/:,@+\[\]{}=-]+")
 def at_level(argv: Sequence[str], level: Level) -> list[str]:
     """The command line with this level's speculative configuration, in the place of the old one or at the end.
 
-    Every other argument stays byte for byte, but for ``--per-request-spec-decode-metrics`` where there is no speculation.
+    Every other argument stays byte for byte. Where there is no speculation ``--per-request-spec-decode-metrics`` goes
+    too: vLLM would not start.
     """
     spans = list(_spans(argv, speculates=level.speculative_config is not None))
     config = as_json(level)

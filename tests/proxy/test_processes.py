@@ -67,7 +67,7 @@ async def test_a_whole_family_is_killed_also_in_another_session(tmp_path: Path) 
 
 async def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     """The parent is killed in a way that it cannot notice."""
-    parent = f"""
+    parent = """
 import asyncio, sys
 from proxy import processes
 async def main():
@@ -120,7 +120,5 @@ print("reaped")
 
 def test_orphans_are_adopted_and_reaped() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", ORPHANS], env=environment, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", ORPHANS], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("reaped\n", "")
