@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 
-from proxy.config_effects import Level
+from proxy.config_effects import Effects
 from proxy.effects.budget import RestartBudget
+from proxy.effects.engine import Engine
 from proxy.effects.ladder import Ladder
 from proxy.effects.protocol import (
     Action,
@@ -20,6 +21,7 @@ from proxy.effects.protocol import (
     Sleep,
     Wake,
 )
+from proxy.effects.traffic import Traffic
 from proxy.events import Events
 
 log = logging.getLogger("specbreaker.effects")
@@ -40,10 +42,12 @@ class BudgetSpent(EffectError):
 class Executor:
     """The one who runs effects. Tasks of its own; what comes of them goes through the queue of the control task."""
 
-    def __init__(self, levels: tuple[Level, ...], budget: RestartBudget, events: Events, *, dry_run: bool) -> None:
-        self.ladder = Ladder(levels)
-        self.budget = budget
-        self.dry_run = dry_run
+    def __init__(
+        self, settings: Effects, ladder: Ladder, engines: dict[str, Engine], traffic: Traffic, events: Events
+    ) -> None:
+        self.ladder = ladder
+        self.budget = RestartBudget(settings.restarts_max_per_hour)
+        self.dry_run = settings.dry_run
         """Nothing is carried out, whatever the caller says."""
         self.running: Action | None = None
         """The action that is being carried out, notices aside."""
@@ -54,6 +58,9 @@ class Executor:
         """Backends that can be put to sleep."""
         self.reset: Effect | None = None
         self.webhook: Effect | None = None
+        self.engines = engines
+        """By backend."""
+        self.traffic = traffic
         self._events = events
         self._tasks: set[asyncio.Task[Outcome]] = set()
 
@@ -111,8 +118,12 @@ class Executor:
         finally:
             if not isinstance(action, Notify):
                 self.running = None
-        self._events.put(outcome, must=True)
+        self.report(outcome)
         return outcome
+
+    def report(self, outcome: Outcome) -> None:
+        """Tell control what came of an action."""
+        self._events.put(outcome, must=True)
 
     async def close(self) -> None:
         """Stop what is under way."""
