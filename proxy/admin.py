@@ -65,12 +65,10 @@ class Admin:
         if self._gateway.draining:
             return web.json_response({"status": "draining"}, status=503)
         backends = self._control.watched.values()
-        if not any(watched.reachable for watched in backends):
-            return web.json_response({"status": "no backend can be reached"}, status=503)
-        if not any(watched.reachable and watched.backend.away is None for watched in backends):
-            away = [watched.backend.away.reason for watched in backends if watched.backend.away is not None]
-            return web.json_response({"status": away[0]}, status=503)
-        return web.json_response({"status": "ready"})
+        if any(watched.reachable and watched.backend.away is None for watched in backends):
+            return web.json_response({"status": "ready"})
+        away = [watched.backend.away.reason for watched in backends if watched.backend.away is not None]
+        return web.json_response({"status": away[0] if away else "no backend can be reached"}, status=503)
 
     async def _metrics_text(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.text(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})

@@ -42,6 +42,7 @@ async def supervise(config: Config, command: Command, ready: Callable[[Proxy], N
     starting = Away("the engine is starting", time.monotonic() + 120.0)
     with _output(config.supervise) as output:
         async with running(config, {primary: starting}) as proxy:
+            log.info("listening on %s/v1, admin %s/; requests wait for the engine", proxy.url, proxy.admin_url)
             supervisor = _supervisor(proxy, primary, command, config, output)
             engine = asyncio.get_running_loop().create_task(supervisor.run())
             try:
