@@ -30,10 +30,10 @@ class Command(Runtime):
         argv = self.argv(level)
         try:
             done = await processes.run(argv, self._settings.timeout_seconds)
-        except OSError as error:
-            raise EffectError(f"{argv[0]}: {error.strerror}") from None
         except TimeoutError:
             raise EffectError(f"{argv[0]} was not done within {self._settings.timeout_seconds:g} s") from None
+        except OSError as error:
+            raise EffectError(f"{argv[0]}: {error.strerror}") from None
         if done.status != 0:
             raise EffectError(f"{argv[0]} {processes.describe_status(done.status)}: {done.output}")
 

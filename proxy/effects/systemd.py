@@ -35,10 +35,10 @@ class Systemd(Runtime):
             raise EffectError(f"{self._settings.environment_file}: cannot be written: {error.strerror}") from None
         try:
             done = await processes.run(self._argv(), self._settings.timeout_seconds)
-        except OSError as error:
-            raise EffectError(f"systemctl: {error.strerror}") from None
         except TimeoutError:
             raise EffectError(f"systemctl was not done within {self._settings.timeout_seconds:g} s") from None
+        except OSError as error:
+            raise EffectError(f"systemctl: {error.strerror}") from None
         if done.status != 0:
             raise EffectError(f"{' '.join(self._argv())} {processes.describe_status(done.status)}: {done.output}")
 

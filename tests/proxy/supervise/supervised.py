@@ -14,18 +14,17 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
 import psutil
-from served import clean_environment
 
 FAKE_ENGINE = str(Path(__file__).with_name("fake_engine.py"))
 TOKEN = "a-token-of-the-tests"
-LADDER = """
+LADDER = """\
 [[ladder]]
 name = "dflash-8"
 speculative_config = { method = "dflash", num_speculative_tokens = 8 }
@@ -58,6 +57,7 @@ class Supervised:
     def __init__(self, process: subprocess.Popen[str], note: Path, port: int) -> None:
         self.process = process
         self.engine_port = port
+        self.patience_seconds = 100.0
         self.said: list[str] = []
         self._note = note
         self._changed = threading.Condition()
@@ -84,7 +84,7 @@ class Supervised:
             return [match for line in self.said if (match := re.search(pattern, line))]
 
         with self._changed:
-            self._changed.wait_for(lambda: len(found()) >= times or self._closed, 100)
+            self._changed.wait_for(lambda: len(found()) >= times or self._closed, self.patience_seconds)
             matches = found()
         assert len(matches) >= times, f"it never said {pattern!r} {times} times:\n" + "\n".join(self.said)
         return matches[times - 1]
@@ -153,7 +153,9 @@ def started(
     directory: Path,
     *engine: str,
     config: str = "",
-    command: list[str] | None = None,
+    ladder: str = LADDER,
+    command: Callable[[int], list[str]] | None = None,
+    environment: Mapping[str, str] = os.environ,
     prefix: tuple[str, ...] = (),
     arguments: tuple[str, ...] = (),
 ) -> Iterator[Supervised]:
@@ -161,14 +163,15 @@ def started(
     port = free_port()
     note, file, token = directory / "launches", directory / "specbreaker.toml", directory / "token"
     token.write_text(TOKEN)
-    file.write_text(f'{LADDER}\n[server]\nadmin_token_file = "{token}"\n{config}')
+    file.write_text(f'{ladder}\n[server]\nadmin_token_file = "{token}"\n{config}')
     engine_command = [sys.executable, FAKE_ENGINE, "serve", "m", "--port", str(port), "--host", "127.0.0.1"]
     engine_command += ["--note", str(note), *engine]
     ports = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
     ours = [*prefix, sys.executable, "-m", "proxy", "supervise", "--config", str(file), *ports, *arguments, "--"]
-    environment = clean_environment(PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
+    variables = {name: value for name, value in environment.items() if not name.startswith("SPECBREAKER_") or command}
+    variables["PYTHONPATH"] = os.pathsep.join([variables.get("PYTHONPATH", ""), *sys.path]).strip(os.pathsep)
     with subprocess.Popen(
-        [*ours, *(command or engine_command)], stderr=subprocess.PIPE, text=True, env=environment
+        [*ours, *(command(port) if command else engine_command)], stderr=subprocess.PIPE, text=True, env=variables
     ) as process:
         supervised = Supervised(process, note, port)
         try:
