@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import aiohttp
@@ -20,7 +20,7 @@ from detector.verdict import Episode, Phase, Verdict
 from detector.watch import Watch, WatchConfig
 from proxy.canary import send_canary
 from proxy.config import Config
-from proxy.effects.protocol import Outcome
+from proxy.effects.protocol import Notify, Outcome
 from proxy.events import Event, Events, Left, Measured, Returned, Sampled, Stepped, Unreachable
 from proxy.gateway import Gateway
 from proxy.metrics import Metrics
@@ -80,6 +80,8 @@ class Control:
         self.state = PolicyState()
         self.last_decision = "nothing has been decided yet"
         self.last_decision_at: float | None = None
+        self.tell: Callable[[Notify], None] = lambda _: None
+        """Tells somebody outside; whoever puts the parts together sets it."""
         self.outcomes: deque[Outcome] = deque(maxlen=20)
         """What came of the last actions, the oldest first."""
         self._events = events
@@ -177,6 +179,8 @@ class Control:
             and before.process_started_unix is not None
             and sample.process_started_unix is not None
             and before.process_started_unix != sample.process_started_unix
+            # While we restart it ourselves, Returned says when the new one counts.
+            and watched.backend.away is None
         )
         if restarted:
             self._relaunched(watched)
@@ -214,8 +218,13 @@ class Control:
 
     def _outcome(self, outcome: Outcome) -> None:
         level = logging.INFO if outcome.succeeded else logging.ERROR
-        log.log(level, "%s: %s", outcome.effect, outcome.detail, extra={"fields": _rounded(outcome.phases)})
         self._metrics.outcome(outcome)
+        if isinstance(outcome.action, Notify) and outcome.succeeded:
+            return
+        log.log(level, "%s: %s", outcome.effect, outcome.detail, extra={"fields": _rounded(outcome.phases)})
+        if not isinstance(outcome.action, Notify):
+            result = "succeeded" if outcome.succeeded else "failed"
+            self.tell(Notify(f"{outcome.effect}: {outcome.detail}", f"action_{result}", outcome.action.backend))
         self.outcomes.append(outcome)
         backend = outcome.action.backend
         self._recording.event("action", backend, {"effect": outcome.effect, "succeeded": outcome.succeeded})
@@ -244,7 +253,9 @@ class Control:
                 f" ({verdict.cause})" if verdict.cause else "",
                 extra={"fields": evidence},
             )
-            self._recording.event("phase", name, {"phase": verdict.phase, "cause": verdict.cause} | evidence)
+            fields: dict[str, object] = {"phase": verdict.phase, "cause": verdict.cause, **evidence}
+            self._recording.event("phase", name, fields)
+            self.tell(Notify(f"backend {name} is {verdict.phase}", "phase", name, fields))
             self.publish()
         self._metrics.verdict(name, verdict, degraded_seconds, self.episodes(name))
 
@@ -260,6 +271,7 @@ class Control:
                 case RouteTo(backend, reason):
                     self._metrics.switched(self._gateway.routing.order[0].name, backend, reason)
                     self._recording.event("switch", backend, {"reason": reason, "cause": signal.cause})
+                    self.tell(Notify(f"new requests go to {backend}", "switch", backend, {"reason": reason}))
                     self.publish()
                 case SendCanary(backend):
                     self._canary = asyncio.get_running_loop().create_task(self._send_canary(backend))

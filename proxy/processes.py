@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_CHILD_SUBREAPER: Final = 36
-LOOK_SECONDS: Final = 0.05
+LOOK_SECONDS: Final = 0.1
 """How often it is looked whether processes are gone that no event tells of."""
 
 # With the proxy gone nobody would end its engine, so the kernel does. A preexec_fn could deadlock beside threads.
@@ -153,10 +153,11 @@ def become_subreaper() -> None:
 def reap_orphans() -> int:
     """Ask for the exit status of adopted children that have ended; how many there were."""
     reaped = 0
-    for pid, process in table().items():
-        if process.state == "Z" and process.parent == os.getpid() and pid not in _own:
-            with contextlib.suppress(ChildProcessError):
-                reaped += os.waitpid(pid, os.WNOHANG)[0] == pid
+    with contextlib.suppress(ChildProcessError):  # there is no child at all
+        # The first ended child is looked at and left alone: a child of our own is asked by who waits for it.
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in _own:
+            os.waitpid(ended.si_pid, 0)
+            reaped += 1
     return reaped
 
 

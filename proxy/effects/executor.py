@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Final
 
 from proxy.config_effects import Effects
 from proxy.effects.budget import RestartBudget
@@ -23,6 +24,9 @@ from proxy.effects.protocol import (
 )
 from proxy.effects.traffic import Traffic
 from proxy.events import Events
+
+MAX_PENDING: Final = 100
+"""Notices on their way at a time."""
 
 log = logging.getLogger("specbreaker.effects")
 
@@ -78,6 +82,17 @@ class Executor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def tell(self, notice: Notify) -> None:
+        """Send a notice, where somebody wants them; one too many is dropped and counted as failed."""
+        if self.webhook is None:
+            return
+        if len(self._tasks) < MAX_PENDING:
+            self.start(notice)
+            return
+        dropped = f"dropped: {MAX_PENDING} notices are on their way already"
+        name = self.webhook.name
+        self.report(Outcome(effect=name, action=notice, succeeded=False, detail=dropped, seconds=0.0))
 
     def _effect(self, action: Action) -> Effect:
         match action:

@@ -19,6 +19,7 @@ from upstreams import connected, settings, until
 
 from proxy.config import Config, ConfigError
 from proxy.config_effects import WebhookEffect
+from proxy.effects import executor
 from proxy.effects.budget import WINDOW_SECONDS, RestartBudget
 from proxy.effects.protocol import Action, Done, Notify, Outcome, PlannedEffect, Restart, Sleep, Wake
 from proxy.effects.webhook import Webhook, signature
@@ -304,6 +305,27 @@ async def test_the_webhook_gives_up(statuses: tuple[int, ...], tries: int) -> No
     assert not outcome.succeeded
     assert outcome.detail.endswith(f"answered {statuses[0]}")
     assert len(listener.got) == tries
+
+
+async def test_phases_switches_and_outcomes_are_told(tmp_path: Path) -> None:
+    listener = Listener()
+    app = web.Application()
+    app.router.add_post("/hook", listener.answer)
+    async with TestServer(app) as server, rig(tmp_path, webhook={"url": str(server.make_url("/hook"))}) as one:
+        await one.act("reset-prefix-cache?wait=1")
+        await until(lambda: bool(listener.got))
+        await until(lambda: one.proxy.executor._tasks == set())
+    (told,) = [msgspec.json.decode(body) for _, body in listener.got]
+    assert (told["event"], told["backend"]) == ("action_succeeded", "primary")
+    assert told["text"] == "reset_prefix_cache: primary: prefix cache reset"
+
+
+async def test_one_notice_too_many_is_dropped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "MAX_PENDING", 0)
+    async with rig(tmp_path, webhook={"url": "http://127.0.0.1:9/"}) as one:
+        one.proxy.control.tell(Notify("a notice"))
+        await until(lambda: bool(one.proxy.control.outcomes))
+        assert one.proxy.control.outcomes[0].detail.startswith("dropped: ")
 
 
 async def test_actions_are_plain_structs() -> None:
