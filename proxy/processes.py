@@ -30,7 +30,9 @@ _END_WITH_PARENT: Final = (
 )
 
 _own: set[int] = set()
-"""Children that somebody here waits for, and those that were there before: no orphans of an engine."""
+"""Children that somebody here waits for."""
+_foreign: set[int] = set()
+"""Children that came to us and are none of an engine: there before, or begun by a command."""
 _subreaper = threading.Event()
 """Whether orphans come to us."""
 
@@ -139,13 +141,14 @@ def begun_by(child: Child) -> set[int]:
 def _adopted(processes: Mapping[int, Process]) -> set[int]:
     if not _subreaper.is_set():
         return set()
-    return {pid for pid, process in processes.items() if process.parent == os.getpid() and pid not in _own}
+    known = _own | _foreign
+    return {pid for pid, process in processes.items() if process.parent == os.getpid() and pid not in known}
 
 
 def become_subreaper() -> None:
     """Orphans of what we start become our children, so that they can be found and reaped; like PID 1 does."""
     _subreaper.set()
-    _own.update(pid for pid, process in table().items() if process.parent == os.getpid())
+    _foreign.update(pid for pid, process in table().items() if process.parent == os.getpid())
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
 
@@ -157,6 +160,7 @@ def reap_orphans() -> int:
         # The first ended child is looked at and left alone: a child of our own is asked by who waits for it.
         while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in _own:
             os.waitpid(ended.si_pid, 0)
+            _foreign.discard(ended.si_pid)
             reaped += 1
     return reaped
 
@@ -195,7 +199,11 @@ class Finished(NamedTuple):
 
 
 async def run(argv: Sequence[str], seconds: float) -> Finished:
-    """Run a command to its end. Raises OSError, and TimeoutError after which nothing of it is left."""
+    """Run a command to its end. Raises OSError, and TimeoutError after which nothing of it is left.
+
+    What it leaves running on purpose is left alone.
+    """
+    before = _adopted(table())
     with os.fdopen(os.memfd_create("output"), "w+b") as output:
         child = start(argv, output=output.fileno())
         try:
@@ -206,5 +214,6 @@ async def run(argv: Sequence[str], seconds: float) -> Finished:
                 await kill_all(child, 5.0)
         output.seek(max(0, output.seek(0, os.SEEK_END) - 2000))
         text = output.read().decode(errors="replace").strip()
+    _foreign.update(_adopted(table()) - before)
     assert child.status is not None
     return Finished(child.status, text)

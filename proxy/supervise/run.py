@@ -16,9 +16,10 @@ from proxy.config_effects import Supervise
 from proxy.effects.ladder import level_name
 from proxy.serve import Proxy, Signals, drained, running, settle_garbage_collection
 from proxy.supervise.command import Command, check_levels, check_ports
+from proxy.supervise.effect import RestartSupervised
 from proxy.supervise.notify import notify
 from proxy.supervise.output import EngineOutput, RotatedFile
-from proxy.supervise.supervisor import RestartSupervised, Supervisor
+from proxy.supervise.supervisor import Supervisor
 from proxy.upstream import Away
 
 EXTEND_SECONDS: Final = 10.0

@@ -22,7 +22,7 @@ from proxy.effects.arguments import level_of
 from proxy.effects.budget import RestartBudget
 from proxy.effects.engine import Engine
 from proxy.effects.ladder import Ladder, level_name
-from proxy.effects.protocol import Action, Done, EffectError, Outcome, PlannedEffect, Restart
+from proxy.effects.protocol import EffectError, Outcome, Restart
 from proxy.effects.traffic import Traffic
 from proxy.supervise.command import Command
 from proxy.supervise.output import EngineOutput
@@ -85,6 +85,10 @@ class Supervisor:
         self._inbox: asyncio.Queue[_Wish] = asyncio.Queue()
         self._start_seconds = 120.0
         """How long the last start took; before the first one a guess, for Retry-After."""
+        self._ready_at = 0.0
+        """Monotonic time of the last start that succeeded."""
+        self._failures = 0
+        """Starts again since the engine last ran for long."""
         self._output_ended = asyncio.Event()
 
     # ---- what others ask for -----------------------------------------------------------------------------------------
@@ -130,7 +134,8 @@ class Supervisor:
             await self._stop(0.0)
             raise StartFailed(await self._why_not_started(child, exited, time.monotonic() - started))
         self.level = level
-        self._start_seconds = time.monotonic() - started
+        self._ready_at = time.monotonic()
+        self._start_seconds = self._ready_at - started
         self.state = "ready"
         log.info("the engine is ready at level %s after %.1f s", level_name(level), self._start_seconds)
         self.ready.set()
@@ -212,25 +217,31 @@ class Supervisor:
             if not wish.done():
                 wish.set_exception(wish_failed)
             self.level = before
-            await self._recover()
+            await self._recover(at_once=True)
         else:
             if not wish.done():
                 wish.set_result(phases)
 
-    async def _recover(self) -> None:
-        """Start the engine again at its level, however often that takes, with growing waits and within the budget."""
+    async def _recover(self, *, at_once: bool = False) -> None:
+        """Start the engine again at its level, however often that takes, with growing waits and within the budget.
+
+        at_once: the first start needs no wait and no budget, because it undoes a restart that has paid.
+        """
         self._traffic.gone(self._name, ENDED_ITSELF, self._start_seconds)
-        self._say_that_it_ended()
-        failures = 0
+        if self.child is not None and self.child.exited.is_set():
+            log.error("the engine %s", processes.describe_status(self.child.status))
+        if time.monotonic() - self._ready_at >= STEADY_SECONDS:
+            self._failures = 0
         while True:
-            wish = await self._wait(failures)
+            wish = None if at_once else await self._wait()
+            at_once = False
             level = wish.level if wish is not None else self.level
             started, phases = time.monotonic(), {}
             try:
                 phases["stop"] = await self._stop(0.0)
+                self._traffic.cut_off(self._name, "the engine ended in the middle of the answer")
                 phases["start"] = await self._launch(level)
             except EffectError as error:
-                failures += 1
                 self._report(level, started, phases, error)
                 if wish is not None and not wish.done():
                     wish.set_exception(error)
@@ -240,14 +251,11 @@ class Supervisor:
                 wish.set_result(phases)
             return
 
-    def _say_that_it_ended(self) -> None:
-        if self.child is not None and self.child.exited.is_set():
-            log.error("the engine %s", processes.describe_status(self.child.status))
-
-    async def _wait(self, failures: int) -> _Wish | None:
+    async def _wait(self) -> _Wish | None:
         """Wait before the next launch; a restart that is asked for meanwhile ends the wait and is returned."""
         self.state = "waiting"
-        grown = self._settings.backoff_seconds * 2 ** min(failures, 30)
+        grown = self._settings.backoff_seconds * 2 ** min(self._failures, 30)
+        self._failures += 1
         seconds = min(self._settings.backoff_max_seconds, grown) * random.uniform(0.5, 1.0)
         budget = self._budget.seconds_until_next(time.monotonic())
         if budget > seconds:
@@ -275,34 +283,6 @@ class Supervisor:
                 phases=phases,
             )
         )
-
-
-class RestartSupervised(PlannedEffect):
-    """The restart of our own child."""
-
-    name = "restart_supervise"
-
-    def __init__(self, supervisor: Supervisor, command: Command, ladder: Ladder) -> None:
-        self._supervisor = supervisor
-        self._command = command
-        self._ladder = ladder
-
-    async def plan(self, action: Action) -> str:
-        """See PlannedEffect."""
-        argv = " ".join(self._command.at(self._level(action)))
-        assert isinstance(action, Restart)
-        return f"take traffic off {action.backend}, end the engine and all its processes, start: {argv}"
-
-    async def carry_out(self, action: Action) -> Done:
-        """See PlannedEffect."""
-        level = self._level(action)
-        phases = await self._supervisor.restart(level)
-        assert isinstance(action, Restart)
-        return Done(f"{action.backend} was restarted at {level_name(level)}", phases)
-
-    def _level(self, action: Action) -> Level | None:
-        assert isinstance(action, Restart)
-        return self._supervisor.level if action.level is None else self._ladder.named(action.level)
 
 
 async def _reap() -> None:

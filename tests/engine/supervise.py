@@ -11,11 +11,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import platform
 import re
 import shlex
+import signal
 import sys
 import tempfile
+import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,12 +59,25 @@ class Step(msgspec.Struct):
     """Requests that ended while it was under way."""
 
 
+class Crash(msgspec.Struct):
+    """The API server was killed, the rest of the engine not."""
+
+    orphans: int
+    """Processes that it left behind, which hold the model."""
+    seconds: float
+    """From the kill until the engine was ready again."""
+    results: Counter[str]
+    """Of the requests that ended meanwhile."""
+
+
 class Run(msgspec.Struct):
     """What came of it."""
 
     first_start_seconds: float
     steps: list[Step]
     results: Counter[str]
+    """Of all requests but those of the crash."""
+    crash: Crash
     left: int
     """Processes that were left at the end."""
 
@@ -88,11 +104,13 @@ async def run(requests: int) -> Run:
                 steps.append(await _step(supervised, clients, level))
                 sessions.add(await _session(supervised))
                 await clients.more(share)
-            results = await clients.stop()
+            results = Counter(clients.results)
+            crash = await _crash(supervised, clients)
+            sessions.add(await _session(supervised))
             supervised.process.terminate()
             assert await supervised.ended() == 0, "\n".join(supervised.said[-30:])
             left = sum(process.session in sessions for process in processes.table().values())
-            return Run(first, steps, results, left)
+            return Run(first, steps, results, crash, left)
 
 
 async def _step(supervised: Supervised, clients: Clients, level: str) -> Step:
@@ -101,6 +119,18 @@ async def _step(supervised: Supervised, clients: Clients, level: str) -> Step:
     assert status == 200, outcome
     depth = await _depth(supervised)
     return Step(level, depth, outcome["phases"], clients.results.total() - before)
+
+
+async def _crash(supervised: Supervised, clients: Clients) -> Crash:
+    before = Counter(clients.results)
+    session = await _session(supervised)
+    started_at = time.monotonic()
+    os.kill(session, signal.SIGKILL)
+    orphans = sum(one.session == session and one.state != "Z" for one in processes.table().values())
+    await supervised.until_said("started again at dflash-7")
+    seconds = time.monotonic() - started_at
+    await clients.more(CLIENTS)
+    return Crash(orphans, seconds, await clients.stop() - before)
 
 
 async def _depth(supervised: Supervised) -> int:
@@ -130,14 +160,22 @@ def report(outcome: Run, command: str) -> str:
     for step in outcome.steps:
         seconds = " | ".join(f"{step.phases[phase]:.1f}" for phase in ("drain", "stop", "start"))
         lines.append(f"| {step.level} | {step.num_speculative_tokens} | {seconds} | {step.requests} |")
-    whole, total = outcome.results["whole"], outcome.results.total()
-    errors = sum(number for result, number in outcome.results.items() if result.startswith("error"))
     lines += [
-        f"\n{CLIENTS} clients, one request of {TOKENS} tokens after the other, throughout: {total} requests, "
-        f"{whole} whole answers, {errors} clear errors, {total - whole - errors} lost. "
-        f"Processes of the engine left at the end: {outcome.left}.\n"
+        f"\n{CLIENTS} clients, one request of {TOKENS} tokens after the other, throughout: "
+        f"{counted(outcome.results)}.\n",
+        "Then the API server was killed (SIGKILL), as the kernel does when memory runs out: "
+        f"{outcome.crash.orphans} processes of the engine were left behind and killed, and "
+        f"it was ready again after {outcome.crash.seconds:.1f} s. Meanwhile {counted(outcome.crash.results)}.\n",
+        f"Processes of the engine left at the end: {outcome.left}.\n",
     ]
     return "\n".join(lines)
+
+
+def counted(results: Counter[str]) -> str:
+    """Results in words."""
+    whole, total = results["whole"], results.total()
+    errors = sum(number for result, number in results.items() if result.startswith("error"))
+    return f"{total} requests, {whole} whole answers, {errors} clear errors, {total - whole - errors} lost"
 
 
 def lost(results: Counter[str]) -> dict[str, Any]:

@@ -103,6 +103,28 @@ async def test_a_command_that_takes_too_long_leaves_nothing(tmp_path: Path) -> N
         await processes.run(["sleep", "1000"], 0.01)
 
 
+DAEMON = """
+import asyncio, os, sys
+from proxy import processes
+async def main():
+    processes.become_subreaper()
+    engine = processes.start(["sleep", "1000"], output=1)
+    begin = "import subprocess; print(subprocess.Popen(['sleep', '1000'], start_new_session=True).pid)"
+    done = await processes.run([sys.executable, "-c", begin], 60)
+    daemon = int(done.output)
+    left = await processes.kill_all(engine, 60)
+    print(left, os.kill(daemon, 0))
+    os.kill(daemon, 9)
+asyncio.run(main())
+"""
+
+
+def test_what_a_command_leaves_running_is_not_taken_for_an_orphan_of_the_engine() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", DAEMON], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("set() None\n", "")
+
+
 ORPHANS = """
 import os, sys, time
 from proxy import processes

@@ -7,6 +7,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from speculative_forms import FORMS
 
 from proxy.config_effects import Level
 from proxy.effects.arguments import OPTION, at_level, dotted, level_of, option_value
@@ -17,20 +18,6 @@ OFF = Level(name="off")
 JSON_4 = '{"method":"dflash","num_speculative_tokens":4}'
 HEAD = ["vllm", "serve", "a/model", "--port", "8000"]
 TAIL = ["--max-num-seqs", "4", "--enable-prefix-caching"]
-
-FORMS = {
-    "two words": ["--speculative-config", "{}"],
-    "one word": ['--speculative-config={"method":"x"}'],
-    "underscore": ["--speculative_config", "{}"],
-    "short": ["-sc", "{}"],
-    "short, one word": ["-sc={}"],
-    "dotted": ["--speculative-config.method", "dflash", "--speculative-config.num_speculative_tokens=8"],
-    "dotted, with underscores": ["--speculative_config.num_speculative_tokens", "8"],
-    "dotted, short": ["-sc.method", "dflash"],
-    "appended": ["--speculative-config.list+", "a,b"],
-    "abbreviated": ["--speculative-c", "{}"],
-    "aliases": ["--spec-method", "dflash", "--spec-model=z-lab/x", "--spec_tokens", "8"],
-}
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

@@ -84,7 +84,8 @@ async def test_an_engine_that_is_killed_is_started_again_and_its_orphans_are_kil
 
 
 async def test_a_level_that_does_not_start_leads_back_to_the_one_before(tmp_path: Path) -> None:
-    async with supervising(tmp_path, *AT_8, config=FAST) as supervised:
+    config = FAST + "[effects]\nrestarts_max_per_hour = 1\n"
+    async with supervising(tmp_path, *AT_8, config=config) as supervised:
         clients = Clients(supervised.url)
         status, outcome = await supervised.act("restart?level=broken&wait=1")
         assert (status, outcome["succeeded"]) == (502, False)
@@ -94,6 +95,27 @@ async def test_a_level_that_does_not_start_leads_back_to_the_one_before(tmp_path
         await clients.more(5)
         assert set(await clients.stop()) == {"whole"}
         assert (await supervised.get("status"))["backends"]["primary"]["level"] == "dflash-8"
+
+
+async def test_an_engine_that_ends_too_often_is_left_alone_and_clients_are_told(tmp_path: Path) -> None:
+    config = FAST + "[effects]\nrestarts_max_per_hour = 1\nhold_requests = 0\n"
+    async with supervising(tmp_path, *AT_8, config=config) as supervised, aiohttp.ClientSession() as http:
+        os.kill(supervised.launches[0]["pid"], signal.SIGKILL)
+        await supervised.until_said("started again at dflash-8")
+        os.kill(supervised.launches[1]["pid"], signal.SIGKILL)
+        await supervised.until_said("the restarts of this hour are used up: the engine stays down for 3[56]..")
+        status, message, retry_after = await refused(http, supervised.url)
+        assert (status, message) == (
+            503,
+            "the engine ended too often and is left alone for a while, and 0 requests wait for it already",
+        )
+        assert 3000 < retry_after <= 3600
+        assert (await supervised.act("restart"))[0] == 429
+        async with http.get(f"{supervised.admin_url}/readyz") as answer:
+            assert answer.status == 503
+        assert len(supervised.launches) == 2
+        supervised.process.terminate()
+        assert await supervised.ended() == 0
 
 
 async def test_a_start_that_fails_is_one_clear_line_and_status_1(tmp_path: Path) -> None:
