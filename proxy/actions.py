@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import math
 from collections.abc import Callable
@@ -50,7 +51,8 @@ class Actions:
             return _error(400, str(error))
         if not _flag(request, "wait") and not task.done():
             return web.json_response({"started": msgspec.to_builtins(action)}, status=202)
-        outcome = await task
+        # Who asked may leave; what was begun goes on.
+        outcome = await asyncio.shield(task)
         return web.json_response(msgspec.to_builtins(outcome), status=200 if outcome.succeeded else 502)
 
     def _refusal(self, request: web.Request) -> web.Response | None:

@@ -31,6 +31,9 @@ class Holding:
         """Let a request wait, or refuse it."""
         if self._closed is not None:
             _refuse(exchange, self._closed, away)
+        elif not exchange.request.has_body:
+            # /health, /metrics and the like ask how it is now, and would take the places of those who have work.
+            _refuse(exchange, away.reason, away)
         elif len(self) >= self._max_requests:
             _refuse(exchange, f"{away.reason}, and {self._max_requests} requests wait for it already", away)
         else:

@@ -102,6 +102,12 @@ async def test_a_body_that_streams_in_waits_too() -> None:
         assert seen[0].body == b"abc"
 
 
+async def test_a_question_without_a_body_is_answered_at_once() -> None:
+    async with away() as (proxy, _), connected(proxy) as client:
+        await client.send(b"GET /health HTTP/1.1\r\nHost: p\r\n\r\n")
+        assert (await refusal(client))[:3] == (503, "ServiceUnavailableError", "the engine is being restarted")
+
+
 async def test_a_shutdown_lets_nobody_wait() -> None:
     async with away() as (proxy, _), connected(proxy) as client:
         await client.post()

@@ -215,6 +215,20 @@ async def test_one_action_at_a_time(tmp_path: Path) -> None:
         assert outcomes == ["slow", "reset_prefix_cache"]
 
 
+async def test_an_action_goes_on_when_who_asked_for_it_leaves(tmp_path: Path) -> None:
+    async with rig(tmp_path) as one:
+        slow = one.proxy.executor.restarts["primary"] = Slow()
+        asking = asyncio.ensure_future(one.act("restart?wait=1"))
+        await until(lambda: one.proxy.executor.running is not None)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        # By the time that a later request was answered, the proxy has seen that the first one left.
+        assert (await one.act("restart"))[0] == 409
+        slow.go.set()
+        await until(lambda: bool(one.proxy.control.outcomes))
+        assert slow.done == 1
+
+
 async def test_restarts_have_a_budget_and_dry_runs_do_not_use_it(tmp_path: Path) -> None:
     async with rig(tmp_path, restarts_max_per_hour=1) as one:
         slow = one.proxy.executor.restarts["primary"] = Slow()
