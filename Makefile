@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-.PHONY: run test check bench engine engine-kill main-job bench-supervise lock clean
+.PHONY: run test check bench bench-detect engine engine-kill main-job bench-supervise lock clean
 
 run: $(VENV)/.installed  ## the proxy in front of the embedded emulator, ready for any OpenAI client
 	$(BIN)/specbreaker serve $(ARGS)
@@ -18,6 +18,14 @@ check: $(VENV)/.installed  ## style, types, import rules
 
 bench: $(VENV)/.installed  ## beside nginx, HAProxy, vllm-router and LiteLLM: docs/results/overhead.md
 	tests/bench/run.sh $(ARGS)
+
+bench-detect: $(VENV)/.installed  ## the detector on traffic whose truth is known, beside peers: docs/results/detection*.md
+	$(BIN)/python -m tests.bench.detect.run --jobs 2 --output docs/results/detection.md $(ARGS)
+ifeq (,$(findstring --quick,$(ARGS)))
+	for part in $(basename $(notdir $(wildcard tests/bench/detect/cycle_bench.py tests/bench/detect/stream_bench.py))); do \
+	  $(BIN)/python -m tests.bench.detect.$$part || exit; \
+	done
+endif
 
 engine: $(VENV)/.installed  ## a real vLLM with DFlash on this CPU, and the end-to-end tests against it
 	tests/engine/setup.sh install

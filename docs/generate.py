@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ import msgspec
 from click.testing import CliRunner
 from msgspec import inspect as types
 
+from detector.stats.cause_table import TABLE, Condition
 from detector.transitions import transition_diagram
 from proxy import config
 from proxy.cli import main
@@ -52,6 +54,25 @@ def help_text(*command: str) -> str:
 def diagram() -> str:
     """The policy's state diagram, which GitHub draws."""
     return f"```mermaid\n{transition_diagram()}```\n"
+
+
+# ---- the table of diagnosis ------------------------------------------------------------------------------------------
+
+
+def diagnosis_table() -> str:
+    """The signatures of ``detector/stats/cause_table.py`` in their order, one row each."""
+    lines = ["| signature | conditions | cause | remedies |", "|---|---|---|---|"]
+    for row in TABLE:
+        conditions = "; ".join(_in_words(condition) for condition in row.when) or "always"
+        remedies = ", ".join(row.remedies) or "none"
+        lines.append(f"| **{row.name}**: {row.why} | {conditions} | {row.cause} | {remedies} |")
+    return "\n".join(lines) + "\n"
+
+
+def _in_words(condition: Condition) -> str:
+    at_least = f"{condition.at_least:.3g} <= " if math.isfinite(condition.at_least) else ""
+    at_most = f" <= {condition.at_most:.3g}" if math.isfinite(condition.at_most) else ""
+    return f"{at_least}`{condition.number}`{at_most}{' or unknown' if condition.if_unknown else ''}"
 
 
 # ---- the configuration -----------------------------------------------------------------------------------------------
@@ -166,6 +187,7 @@ def _default(field: types.Field) -> str:
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "configuration": configuration,
     "transition diagram": diagram,
+    "diagnosis table": diagnosis_table,
     "detect": lambda: console("detect", "tests/data/sessions/cycle.csv", "--series", "dflash_n8"),
     "help": help_text,
     "help serve": lambda: help_text("serve"),

@@ -49,6 +49,7 @@ class Exchange:
         self._upload: list[bytes] = []
         self._retried = False
         self._reading_paused_at: float | None = None
+        self._upload_paused = False
         self._head_bytes = b""
         self._answer: Answer | None = None
         self._idle_seconds = NEVER
@@ -99,10 +100,12 @@ class Exchange:
 
     def upload_paused(self) -> None:
         """The engine reads slower than the client sends."""
+        self._upload_paused = True
         self.client.pause_reading()
 
     def upload_resumed(self) -> None:
         """The engine reads again."""
+        self._upload_paused = False
         self.client.resume_reading()
 
     def _try_next(self, failure: str | None) -> None:
@@ -168,7 +171,8 @@ class Exchange:
         for piece in self._upload:
             connection.transport.write(piece)
         self._upload.clear()
-        self.client.resume_reading()
+        if not self._upload_paused:
+            self.client.resume_reading()
         if self.request.complete:
             self._await_first_byte(backend)
         else:
@@ -312,7 +316,13 @@ class Exchange:
         """Called a few times a second: end what has been silent for too long."""
         if now < self.deadline:
             return
-        if self._reading_paused_at is not None or (self.backend is not None and not self.request.complete):
+        uploading = self.backend is not None and not self.request.complete
+        if self.backend is not None and uploading and self._upload_paused:
+            seconds = self.gateway.settings.server.client_stall_seconds
+            message = f"backend {self.backend.name} did not read the request for {seconds:g} s"
+            self.fail(504, message, "GatewayTimeoutError", Ending.UPSTREAM_TIMEOUT)
+            return
+        if self._reading_paused_at is not None or uploading:
             self._finish(now, Ending.CLIENT_GONE)
             self._hang_up()
             self.client.abort()

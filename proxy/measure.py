@@ -31,6 +31,8 @@ FINISH_DELAY_SECONDS: Final = 0.002
 MAX_WAITING_ANSWERS: Final = 32
 """Ended answers that may wait to be measured while streams go first; beyond it they are measured without a pause, so
 that a saturated proxy does not collect them."""
+UNHURRIED_SECONDS: Final = 0.25
+"""How often an answer is read whose events carry no token counts: until its end they tell the detector nothing."""
 MAX_RECORDED_STEPS: Final = 8192
 """Steps of one answer that are kept for the session file; the rest is counted."""
 
@@ -59,6 +61,8 @@ class Tap:
         self.broken = False
         self._measurement = measurement
         self._head: tuple[float, ResponseHead] | None = None
+        self.read_next = 0.0
+        """Monotonic seconds from which on it is worth being read again."""
         self._pauses: list[tuple[float, float]] = []
         self._marks: list[tuple[float, bytes]] = []
         self._held = 0
@@ -106,6 +110,7 @@ class Tap:
 
     def feed_meter(self, *, ended: bool) -> list[Step]:
         """Give the meter what has arrived; return the new steps. ended: nothing more will."""
+        self.response_bytes += self._held
         marks, self._marks, self._held = self._marks, [], 0
         pauses, self._pauses = self._pauses, []
         begun, self._head = self._head, None
@@ -118,9 +123,7 @@ class Tap:
             meter.head(at, head.status, content_type, head.content_encoding.decode("latin-1"))
         for start, end in pauses:
             meter.paused(start, end)
-        for at, payload in marks:
-            self.response_bytes += len(payload)
-            meter.feed(at, payload)
+        meter.feed_pieces(marks)
         if ended:
             meter.concurrency(self.peak_in_flight)
             meter.end()
@@ -178,7 +181,7 @@ class Measurement:
             now = time.monotonic()
             if now >= next_read:
                 next_read = now + self._interval_seconds
-                for tap in tuple(self._running):
+                for tap in [tap for tap in self._running if tap.read_next <= now]:
                     self.read(tap)
                     await asyncio.sleep(0)  # streams go first: no event waits for more than one answer's reading
             while self._finished:
@@ -200,7 +203,11 @@ class Measurement:
         except Exception as error:  # noqa: BLE001 - measuring must never disturb an answer
             self._broken(tap, error)
             return
-        if steps and tap.backend is not None and any(step.tokens is not None for step in steps):
+        if not steps or tap.backend is None:
+            return
+        if all(step.tokens is None for step in steps):
+            tap.read_next = time.monotonic() + UNHURRIED_SECONDS
+        else:
             self._events.put(
                 Stepped(tap.backend.name, tap.backend.generation, tap.request_id, tap.started, tuple(steps))
             )

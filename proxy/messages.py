@@ -112,6 +112,8 @@ def request_head(
     if authorization is not None or not keep_authorization:
         dropped |= {b"authorization"}
     for lower, name, value in request.fields:
+        if lower == b"x-request-id" and not value:
+            continue
         seen.add(lower)
         if lower == b"x-forwarded-for":
             forwarded_for.append(value)
@@ -163,7 +165,7 @@ def response_head(
     lines = [b"HTTP/1.1 %d %s\r\n" % (head.status, head.reason)]
     echoed = False
     for lower, name, value in head.fields:
-        if lower in _DROPPED_FROM_RESPONSES:
+        if lower in _DROPPED_FROM_RESPONSES or lower in head.named_by_connection:
             continue
         echoed = echoed or lower == b"x-request-id"
         lines.append(b"%s: %s\r\n" % (name, value))

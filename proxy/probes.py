@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import aiohttp
+import msgspec
 
 from detector.observation import EngineSample, SpeculationCounts
 from detector.tap.promtext import difference, parse, speculation_between
@@ -17,6 +18,7 @@ from proxy.upstream import Backend
 
 SCRAPE_TIMEOUT_SECONDS = 5.0
 MAX_METRICS_BYTES = 16 * 1024 * 1024
+MAX_VERSION_BYTES = 64 * 1024
 
 log = logging.getLogger("specbreaker.probes")
 
@@ -75,15 +77,10 @@ class Probe:
         base = self.backend.settings.url.rstrip("/")
         if self._version is None:
             async with self._session.get(f"{base}/version", headers=headers, timeout=timeout) as answer:
-                self._version = str((await answer.json()).get("version", "")) if answer.status == 200 else ""
+                self._version = _version(await _read_all(answer, MAX_VERSION_BYTES)) if answer.status == 200 else ""
         async with self._session.get(f"{base}/metrics", headers=headers, timeout=timeout) as answer:
             answer.raise_for_status()
-            text = await answer.content.read(MAX_METRICS_BYTES)
-            while piece := await answer.content.read(MAX_METRICS_BYTES):
-                text += piece
-                if len(text) > MAX_METRICS_BYTES:
-                    raise ValueError(f"/metrics is longer than {MAX_METRICS_BYTES} bytes")
-            return parse(text, time.monotonic())
+            return parse(await _read_all(answer, MAX_METRICS_BYTES), time.monotonic())
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
@@ -117,3 +114,22 @@ class Probe:
         if change is None or change.generation_tokens != completion_tokens:
             return NOTHING_COUNTED
         return Counted(speculation_between(before[1], after, completion_tokens), change.decode_seconds)
+
+
+async def _read_all(answer: aiohttp.ClientResponse, limit: int) -> bytes:
+    """A whole body. Raises ValueError where it is longer than the limit."""
+    text = bytearray()
+    async for piece in answer.content.iter_any():
+        text += piece
+        if len(text) > limit:
+            raise ValueError(f"{answer.url.path} is longer than {limit} bytes")
+    return bytes(text)
+
+
+def _version(body: bytes) -> str:
+    """What ``/version`` says; empty where it says nothing of the kind."""
+    try:
+        said = msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    return str(said.get("version", ""))

@@ -85,8 +85,9 @@ _ANY: Final = msgspec.json.Decoder()
 _DONE: Final = Event(kind="done", choices=())
 _OTHER: Final = Event(kind="other", choices=())
 _ERROR: Final = Event(kind="error", choices=())
-_TEXT: Final = Event(kind="content", plain=True)
-_PARSED_TEXT: Final = Event(kind="content", plain=True, parsed=True)
+TEXT: Final = Event(kind="content", plain=True)
+"""Text of choice 0 and nothing else: by far the most frequent event, always this one object."""
+PARSED_TEXT: Final = Event(kind="content", plain=True, parsed=True)
 
 
 def read_event(data: bytes) -> Event:
@@ -127,7 +128,7 @@ def _plain_text(choice: _Choice, usage: _Usage | None) -> Event | None:
         if parsed and not delta.reasoning and not delta.reasoning_content:
             return None
     if usage is None and ids is None:
-        return _PARSED_TEXT if parsed else _TEXT
+        return PARSED_TEXT if parsed else TEXT
     return Event(
         kind="content",
         plain=True,
@@ -211,7 +212,7 @@ def _read_sglang(body: dict[str, Any]) -> Event:
 def _read_response(body: dict[str, Any], name: str) -> Event:
     """The Responses API: usage only in the last event, so a delta says nothing but that it is there."""
     if name.endswith(".delta"):
-        return _TEXT if name == "response.output_text.delta" else _PARSED_TEXT
+        return TEXT if name == "response.output_text.delta" else PARSED_TEXT
     response = members(body.get("response")) if name else body
     status = response.get("status")
     if status not in ("completed", "incomplete"):
@@ -226,8 +227,8 @@ def _read_message(body: dict[str, Any], name: str) -> Event:
     if name == "content_block_delta":
         what = delta.get("type")
         if what == "text_delta":
-            return _TEXT
-        return _PARSED_TEXT if what in ("thinking_delta", "input_json_delta") else _OTHER
+            return TEXT
+        return PARSED_TEXT if what in ("thinking_delta", "input_json_delta") else _OTHER
     if name == "message_start":
         return _counted("role", members(body.get("message")))
     if name == "message_delta":

@@ -59,6 +59,7 @@ class ResponseHead:
         "fields",
         "framing",
         "keep_alive",
+        "named_by_connection",
         "reason",
         "status",
     )
@@ -71,6 +72,8 @@ class ResponseHead:
         self.framing = BodyFraming.CLOSE
         self.content_length: int | None = None
         self.keep_alive = True
+        self.named_by_connection: frozenset[bytes] = frozenset()
+        """Options of ``Connection``: fields of these names belong to one connection, too."""
         self.content_type = b""
         self.content_encoding = b""
 
@@ -98,7 +101,8 @@ def parse_response_head(raw: bytes, request_method: bytes) -> ResponseHead:
         elif name == b"transfer-encoding":
             transfer_coding = transfer_coding + b"," + value.lower() if transfer_coding else value.lower()
         elif name == b"connection":
-            options = {option.strip() for option in value.lower().split(b",")}
+            options = frozenset(option.strip() for option in value.lower().split(b","))
+            head.named_by_connection |= options
             head.keep_alive = b"keep-alive" in options or (head.keep_alive and b"close" not in options)
         elif name == b"content-type":
             head.content_type = value.lower()

@@ -7,12 +7,14 @@ the prefill; every other one is a verify step, unless the stream says that it br
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 from detector.observation import Ending, Observation, Quality, RequestFacts, SpeculationCounts, Step
 from detector.tap.acceptance import Acceptance, Answer, acceptance, draft_length, position_acceptance, rates
 from detector.tap.body import BodyReader
 from detector.tap.dialects import Event, read_event
+from detector.tap.plain import PlainEvents
 from detector.tap.sse import EventFramer
 from detector.tap.tally import StreamTally
 
@@ -52,6 +54,7 @@ class Meter:
         self._status: int | None = None
         self._in_flight = 1
         self._framer: EventFramer | None = None
+        self._plain = PlainEvents()
         self._body: BodyReader | None = None
         self._last_piece_at = started
         self._tally = StreamTally()
@@ -87,20 +90,31 @@ class Meter:
 
     def feed(self, at: float, payload: bytes) -> None:
         """A piece of the body as the engine sent it, transfer coding removed, and when it arrived."""
-        self._last_piece_at = at
-        if self._framer is not None:
-            for data in self._framer.feed(payload):
-                self.event(at, read_event(data))
-        elif self._body is not None:
-            self._body.feed(payload)
+        self.feed_pieces(((at, payload),))
+
+    def feed_pieces(self, pieces: Iterable[tuple[float, bytes]]) -> None:
+        """Several pieces in their order, each with the time at which it arrived."""
+        framer, plain = self._framer, self._plain
+        for at, payload in pieces:
+            self._last_piece_at = at
+            if framer is None:
+                if self._body is not None:
+                    self._body.feed(payload)
+            elif framer.idle and plain.matches(payload):
+                self._step(Step(at, None))
+                self._answer.completion_tokens = None
+                self._answer.parsed = self._answer.parsed or plain.event.parsed
+            else:
+                for data in framer.feed(payload):
+                    event = read_event(data)
+                    self.event(at, event)
+                    plain.learn(payload, data, event)
 
     def event(self, at: float, event: Event) -> None:
         """One event of the stream."""
         tokens = self._count(event)
         if (event.kind == "content" and tokens != 0) or (tokens and event.kind in ("role", "other")):
-            step = Step(at, tokens)
-            self._tally.add(step)
-            self._steps.append(step)
+            self._step(Step(at, tokens))
         if event.parsed:
             self._answer.parsed = True
         if not event.plain:
@@ -168,6 +182,10 @@ class Meter:
         return self._observation(at, self._ending(ending), acceptance(answer))
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _step(self, step: Step) -> None:
+        self._tally.add(step)
+        self._steps.append(step)
 
     def _count(self, event: Event) -> int | None:
         """Tokens of this event, where the stream tells them for every event so far."""

@@ -53,6 +53,11 @@ class EventFramer:
         self._skipping = False
         """True inside an event that has outgrown the bound."""
 
+    @property
+    def idle(self) -> bool:
+        """Between two events: the next byte begins one."""
+        return self._started and not self._pending
+
     def feed(self, payload: bytes) -> list[bytes]:
         """The data of each event that ``payload`` completes, in order."""
         if self._started and not self._pending and payload.endswith(b"\n\n") and b"\r" not in payload:

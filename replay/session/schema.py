@@ -215,10 +215,14 @@ def chunks_of(started: float, steps: Sequence[Step]) -> tuple[tuple[int, ...], t
 
     Times are rounded before they are subtracted, so that rounding does not add up: each is right to half a microsecond.
     """
-    offsets = [round((step.at - started) * 1e6) for step in steps]
-    deltas = tuple(offset - before for before, offset in zip([0, *offsets], offsets, strict=False))
-    tokens = tuple(step.tokens for step in steps)
-    return deltas, None if all(count is None for count in tokens) else tokens
+    deltas: list[int] = []
+    before, counted = 0, False
+    for step in steps:  # one pass: every answer of a busy proxy comes through here
+        offset = round((step.at - started) * 1e6)
+        deltas.append(offset - before)
+        before = offset
+        counted = counted or step.tokens is not None
+    return tuple(deltas), tuple(step.tokens for step in steps) if counted else None
 
 
 def steps_of(record: ResponseRecord) -> list[Step]:

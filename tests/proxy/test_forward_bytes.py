@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from upstreams import BODY, STREAM_HEAD, Peer, Seen, chunked, connected, event, proxy_to
+from upstreams import BODY, STREAM_HEAD, Peer, Seen, answer_of, chunked, connected, event, proxy_to
 
 from proxy.serve import Proxy
 
@@ -110,6 +110,18 @@ async def test_an_http_1_0_client_gets_the_payload_without_chunks() -> None:
         _, fields = await client.head()
         assert "transfer-encoding" not in fields
         assert await client.rest() == event(CONTENT) + event("[DONE]")
+
+
+async def test_fields_that_the_engines_connection_names_stay_on_it() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(answer_of(b"ok", "Connection: keep-alive, X-Hop", "X-Hop: 1", "X-End: 2"))
+
+    async with proxy_to(script) as proxy, connected(proxy) as client:
+        await client.post()
+        _, fields, _ = await client.answer()
+    assert "x-hop" not in fields
+    assert fields["x-end"] == "2"
 
 
 async def test_head_requests_and_204_have_no_body_and_keep_the_connection() -> None:

@@ -236,7 +236,7 @@ async def test_concurrent_streams_are_each_measured_exactly() -> None:
 # ---- what must not go wrong ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["feed", "finish", "head"])
+@pytest.mark.parametrize("method", ["feed_pieces", "finish", "head"])
 async def test_a_meter_that_raises_does_not_disturb_the_answer(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(*_: object, **__: object) -> None:
         raise RuntimeError("a fault in the meter")

@@ -54,6 +54,15 @@ async def test_a_missing_request_id_is_made_up_unique_and_returned() -> None:
     assert all(returned)
 
 
+async def test_an_empty_request_id_counts_as_none() -> None:
+    seen: list[Seen] = []
+    async with proxy_to(answering(seen)) as proxy, connected(proxy) as client:
+        await client.post(BODY, "X-Request-Id:")
+        returned = (await client.answer())[1]["x-request-id"]
+    assert returned
+    assert seen[0].field("x-request-id") == returned
+
+
 async def test_an_engine_that_echoes_the_id_is_not_doubled() -> None:
     async def script(peer: Peer) -> None:
         await peer.request()

@@ -93,6 +93,27 @@ async def test_an_engine_that_does_not_read_pauses_the_client() -> None:
     assert arrived == total
 
 
+async def test_an_engine_that_stops_reading_is_blamed_and_the_client_told() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request(body=False)
+        await asyncio.Event().wait()
+
+    async def send_all(client: Client) -> None:
+        while True:
+            await client.send(bytes(MEGABYTE))
+
+    async with proxy_to(script, server__client_stall_seconds=0.2) as proxy, connected(proxy) as client:
+        await client.send(f"{UPLOAD_HEAD}Content-Length: {1024 * MEGABYTE}\r\n\r\n".encode())
+        sending = asyncio.create_task(send_all(client))
+        backend = proxy.gateway.backends[0]
+        await until(lambda: any(exchange._upload_paused for exchange in backend.exchanges))
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        status, _, body = await client.answer()
+    assert status == 504
+    assert b"did not read the request for 0.2 s" in body
+
+
 async def test_a_client_that_stops_in_the_middle_is_disconnected_and_so_is_the_engine() -> None:
     closed = asyncio.Event()
 
