@@ -224,10 +224,17 @@ class Control:
         log.log(level, "%s: %s", outcome.effect, outcome.detail, extra={"fields": _rounded(outcome.phases)})
         if not isinstance(outcome.action, Notify):
             result = "succeeded" if outcome.succeeded else "failed"
-            self.tell(Notify(f"{outcome.effect}: {outcome.detail}", f"action_{result}", outcome.action.backend))
+            # The first line is ours; an engine's last lines may follow, and they may hold a prompt.
+            text = f"{outcome.effect}: {outcome.detail.partition(chr(10))[0]}"
+            self.tell(Notify(text, f"action_{result}", outcome.action.backend, {"seconds": round(outcome.seconds, 3)}))
         self.outcomes.append(outcome)
         backend = outcome.action.backend
-        self._recording.event("action", backend, {"effect": outcome.effect, "succeeded": outcome.succeeded})
+        fields = {
+            "effect": outcome.effect,
+            "succeeded": outcome.succeeded,
+            "level": getattr(outcome.action, "level", None),
+        }
+        self._recording.event("action", backend, fields | _rounded(outcome.phases))
 
     def _reachability(self, name: str, reachable: bool, reason: str) -> None:
         watched = self.watched[name]

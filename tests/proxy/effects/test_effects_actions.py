@@ -21,7 +21,7 @@ from proxy.config import Config, ConfigError
 from proxy.config_effects import WebhookEffect
 from proxy.effects import executor
 from proxy.effects.budget import WINDOW_SECONDS, RestartBudget
-from proxy.effects.protocol import Action, Done, Notify, Outcome, PlannedEffect, Restart, Sleep, Wake
+from proxy.effects.protocol import Action, Done, EffectError, Notify, Outcome, PlannedEffect, Restart, Sleep, Wake
 from proxy.effects.webhook import Webhook, signature
 from proxy.serve import Proxy, running
 from replay.emulator import Emulator, serving
@@ -332,6 +332,25 @@ async def test_phases_switches_and_outcomes_are_told(tmp_path: Path) -> None:
     (told,) = [msgspec.json.decode(body) for _, body in listener.got]
     assert (told["event"], told["backend"]) == ("action_succeeded", "primary")
     assert told["text"] == "reset_prefix_cache: primary: prefix cache reset"
+
+
+async def test_what_an_engine_printed_is_not_told(tmp_path: Path) -> None:
+    class Failing(Slow):
+        async def carry_out(self, action: Action) -> Done:
+            raise EffectError("it ended with status 1; its last lines:\n  a secret prompt")
+
+    listener = Listener()
+    app = web.Application()
+    app.router.add_post("/hook", listener.answer)
+    async with TestServer(app) as server, rig(tmp_path, webhook={"url": str(server.make_url("/hook"))}) as one:
+        one.proxy.executor.restarts["primary"] = Failing()
+        status, outcome = await one.act("restart?wait=1")
+        assert (status, "a secret prompt" in outcome["detail"]) == (502, True)
+        await until(lambda: bool(listener.got))
+        await until(lambda: one.proxy.executor._tasks == set())
+    ((_, body),) = listener.got
+    assert msgspec.json.decode(body)["event"] == "action_failed"
+    assert b"secret" not in body
 
 
 async def test_one_notice_too_many_is_dropped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
