@@ -87,7 +87,7 @@ async def run(requests: int) -> Run:
     venv = installed_venv()
     with tempfile.TemporaryDirectory(prefix="specbreaker-supervise-") as name:
         directory = Path(name)
-        environment = EngineServer().environment(venv, directory / "acceptance.json")
+        environment = EngineServer().environment(venv, directory / "acceptance.json") | {"VLLM_SERVER_DEV_MODE": "1"}
 
         def command(port: int) -> list[str]:
             return EngineServer(port=port).command(venv)
@@ -95,6 +95,8 @@ async def run(requests: int) -> Run:
         with started(directory, ladder=LADDER, config=CONFIG, command=command, environment=environment) as supervised:
             supervised.patience_seconds = 400
             await supervised.until_ready()
+            status, outcome = await supervised.act("reset-prefix-cache?wait=1")
+            assert status == 200, outcome
             first = float((await supervised.until_said(r"ready at level dflash-7 after ([\d.]+) s"))[1])
             clients = Clients(supervised.url, CLIENTS, TOKENS, MODEL)
             share = requests // (len(STEPS) + 1) + 1
