@@ -142,6 +142,7 @@ def supervise_command(path: str | None, fallback: str | None, command: tuple[str
 
     COMMAND is what starts the engine, such as: vllm serve MODEL --host 127.0.0.1 --speculative-config ...
     """
+    from proxy.effects.protocol import EffectError
     from proxy.supervise.command import read_command  # only this command needs it
     from proxy.supervise.run import supervise
     from proxy.supervise.supervisor import StartFailed
@@ -157,6 +158,9 @@ def supervise_command(path: str | None, fallback: str | None, command: tuple[str
         _run(supervise(settings, engine, _announce))
     except StartFailed as error:
         click.echo(f"specbreaker: the engine did not start: {error}", err=True)
+        sys.exit(1)
+    except EffectError as error:
+        click.echo(f"specbreaker: {error}", err=True)
         sys.exit(1)
 
 

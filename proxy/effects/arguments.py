@@ -7,6 +7,7 @@ vLLM takes it as ``--speculative-config JSON`` (or ``-sc``, with ``=`` or ``_``)
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -20,6 +21,8 @@ OPTION: Final = "--speculative-config"
 _SHORT_FORMS: Final = frozenset({"--spec-method", "--spec-model", "--spec-tokens"})
 _NEEDS_SPECULATION: Final = frozenset({"--per-request-spec-decode-metrics"})
 """vLLM does not start with it where there is no speculation."""
+_SECRETS: Final = frozenset({"--api-key", "--api_key", "--hf-token", "--hf_token"})
+HIDDEN: Final = "HIDDEN"
 _PLAIN_VALUE: Final = re.compile(r"[A-Za-z0-9._/:,@+\[\]{}=-]+")
 
 
@@ -88,6 +91,23 @@ def level_of(argv: Sequence[str], levels: Iterable[Level]) -> Level | None:
         except msgspec.DecodeError:
             return None
     return next((level for level in levels if level.speculative_config == config), None)
+
+
+def in_words(argv: Sequence[str]) -> str:
+    """A command line for logs and dry runs."""
+    return shlex.join(without_keys(argv))
+
+
+def without_keys(argv: Sequence[str]) -> list[str]:
+    """A command line with the values of secret options hidden."""
+    shown: list[str] = []
+    for argument in argv:
+        name, separator, _ = argument.partition("=")
+        if shown and shown[-1] in _SECRETS:
+            shown.append(HIDDEN)
+        else:
+            shown.append(f"{name}={HIDDEN}" if separator and _normalised(name) in _SECRETS else argument)
+    return shown
 
 
 def dotted(level: Level) -> str:

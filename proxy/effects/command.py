@@ -6,6 +6,7 @@ import re
 
 from proxy import processes
 from proxy.config_effects import COMMAND_PLACEHOLDERS, CommandEffect, Level
+from proxy.effects.arguments import in_words
 from proxy.effects.elsewhere import Runtime
 from proxy.effects.ladder import as_json, level_name
 from proxy.effects.protocol import EffectError
@@ -23,7 +24,7 @@ class Command(Runtime):
 
     async def plan(self, level: Level | None) -> str:
         """See Runtime."""
-        return f"run {self.argv(level)}"
+        return f"run {in_words(self.argv(level))}"
 
     async def restart(self, level: Level | None) -> None:
         """See Runtime."""

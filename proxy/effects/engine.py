@@ -37,6 +37,16 @@ class Engine:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
+    async def listens(self) -> bool:
+        """Whether anybody accepts connections on the engine's port."""
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                _, writer = await asyncio.open_connection(self.backend.host, self.backend.port)
+        except (TimeoutError, OSError):
+            return False
+        writer.close()
+        return True
+
     async def _status(self, path: str) -> int:
         timeout = aiohttp.ClientTimeout(total=ASK_SECONDS)
         async with self._session.get(self._base + path, headers=self._headers, timeout=timeout) as answer:

@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 
 from proxy.config_effects import AS_GIVEN, KubernetesEffect, Level
-from proxy.effects.arguments import at_level
+from proxy.effects.arguments import at_level, without_keys
 from proxy.effects.elsewhere import Runtime
 from proxy.effects.ladder import level_name
 from proxy.effects.protocol import EffectError
@@ -47,6 +47,10 @@ class Kubernetes(Runtime):
         async with self._session() as session:
             deployment = await self._call(session, "GET")
         patch = self._patch(deployment, level)
+        (container,) = patch["spec"]["template"]["spec"]["containers"]
+        for key in ("command", "args"):
+            if key in container:
+                container[key] = without_keys(container[key])
         return f"PATCH {self._url()} with {msgspec.json.encode(patch).decode()}"
 
     async def restart(self, level: Level | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from proxy.config_effects import Level
+from proxy.effects.arguments import in_words
 from proxy.effects.ladder import Ladder, level_name
 from proxy.effects.protocol import Action, Done, PlannedEffect, Restart
 from proxy.supervise.command import Command
@@ -21,7 +22,7 @@ class RestartSupervised(PlannedEffect):
 
     async def plan(self, action: Action) -> str:
         """See PlannedEffect."""
-        argv = " ".join(self._command.at(self._level(action)))
+        argv = in_words(self._command.at(self._level(action)))
         assert isinstance(action, Restart)
         return f"take traffic off {action.backend}, end the engine and all its processes, start: {argv}"
 

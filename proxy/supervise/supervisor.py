@@ -18,7 +18,7 @@ from typing import Final
 
 from proxy import processes
 from proxy.config_effects import Level, Supervise
-from proxy.effects.arguments import level_of
+from proxy.effects.arguments import in_words, level_of
 from proxy.effects.budget import RestartBudget
 from proxy.effects.engine import Engine
 from proxy.effects.ladder import Ladder, level_name
@@ -125,8 +125,10 @@ class Supervisor:
     async def _launch(self, level: Level | None) -> float:
         """Start and wait until ready; the seconds that took. Raises StartFailed, with nothing left running."""
         argv = self._command.at(level)
-        log.info("starting the engine at level %s: %s", level_name(level), " ".join(argv))
+        log.info("starting the engine at level %s: %s", level_name(level), in_words(argv))
         self.state, started = "starting", time.monotonic()
+        if await self._engine.listens():
+            raise StartFailed(f"something else listens on {self._command.url} already")
         child = await self._spawn(argv)
         ready = await self._engine.until_ready(self._settings.start_seconds, child.exited.is_set)
         exited = child.exited.is_set()
@@ -230,6 +232,8 @@ class Supervisor:
         self._traffic.gone(self._name, ENDED_ITSELF, self._start_seconds)
         if self.child is not None and self.child.exited.is_set():
             log.error("the engine %s", processes.describe_status(self.child.status))
+        # What it left behind must not hold the GPU while we wait.
+        await self._clear_away()
         if time.monotonic() - self._ready_at >= STEADY_SECONDS:
             self._failures = 0
         while True:
@@ -239,7 +243,6 @@ class Supervisor:
             started, phases = time.monotonic(), {}
             try:
                 phases["stop"] = await self._stop(0.0)
-                self._traffic.cut_off(self._name, "the engine ended in the middle of the answer")
                 phases["start"] = await self._launch(level)
             except EffectError as error:
                 self._report(level, started, phases, error)
@@ -250,6 +253,13 @@ class Supervisor:
             if wish is not None and not wish.done():
                 wish.set_result(phases)
             return
+
+    async def _clear_away(self) -> None:
+        try:
+            await self._stop(0.0)
+        except EffectError as error:
+            log.error("%s", error)
+        self._traffic.cut_off(self._name, "the engine ended in the middle of the answer")
 
     async def _wait(self) -> _Wish | None:
         """Wait before the next launch; a restart that is asked for meanwhile ends the wait and is returned."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from speculative_forms import FORMS
 
 from proxy.config_effects import Level
-from proxy.effects.arguments import OPTION, at_level, dotted, level_of, option_value
+from proxy.effects.arguments import OPTION, at_level, dotted, in_words, level_of, option_value
 from proxy.effects.protocol import EffectError
 
 FOUR = Level(name="four", speculative_config={"method": "dflash", "num_speculative_tokens": 4})
@@ -69,6 +69,15 @@ def test_an_option_without_its_value_is_dropped_alone() -> None:
 )
 def test_the_level_of_a_command_line(form: list[str], level: Level | None) -> None:
     assert level_of([*HEAD, *form], [FOUR, OFF]) == level
+
+
+@pytest.mark.parametrize(
+    "form", [["--api-key", "sk-1"], ["--api-key=sk-1"], ["--api_key", "sk-1"], ["--hf_token=sk-1"]]
+)
+def test_keys_are_hidden_from_people(form: list[str]) -> None:
+    text = in_words([*HEAD, *form, "--speculative-config", '{"a": 1}'])
+    assert "sk-1" not in text
+    assert text.endswith("""--speculative-config '{"a": 1}'""")
 
 
 def test_the_last_value_of_an_option_counts() -> None:

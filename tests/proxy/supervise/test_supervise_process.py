@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -103,7 +104,7 @@ async def test_an_engine_that_ends_too_often_is_left_alone_and_clients_are_told(
         os.kill(supervised.launches[0]["pid"], signal.SIGKILL)
         await supervised.until_said("started again at dflash-8")
         os.kill(supervised.launches[1]["pid"], signal.SIGKILL)
-        await supervised.until_said("the restarts of this hour are used up: the engine stays down for 3[56]..")
+        await supervised.until_said(r"the restarts of this hour are used up: the engine stays down for 3\d\d\d")
         status, message, retry_after = await refused(http, supervised.url)
         assert (status, message) == (
             503,
@@ -134,6 +135,16 @@ async def test_a_start_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
         assert await supervised.ended() == 1
         assert supervised.alive() == []
     assert any("not ready after 1 s (supervise.start_seconds)" in line for line in supervised.said)
+
+
+async def test_a_port_that_somebody_else_serves_is_not_taken_for_the_engine(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with started(tmp_path, "--port", port) as supervised:
+            assert await supervised.ended() == 1
+            assert supervised.launches == []
+    expected = f"specbreaker: the engine did not start: something else listens on http://127.0.0.1:{port} already"
+    assert expected in supervised.said
 
 
 async def test_an_engine_that_is_deaf_to_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:
