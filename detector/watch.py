@@ -1,7 +1,7 @@
 """The detector of one backend: answers and steps in, verdicts out.
 
 Every answer gives evidence in nats (``stats.collapse``); a CUSUM adds it up. Enough of it is an alarm: one answer whose
-drafter is plainly dead, two answers of slow steps. Inside an answer, the verify steps run into a CUSUM of their own.
+drafter is plainly dead, two answers of slow steps. Inside an answer, the verify steps are tested (``stats.stream``).
 One clearly healthy answer, begun after the alarm, ends the episode; a second one makes the backend healthy.
 """
 
@@ -14,13 +14,12 @@ import msgspec
 from detector.episodes import Account
 from detector.observation import Observation, Step
 from detector.stats.baseline import WINDOW
-from detector.stats.collapse import Evidence, floor_of, is_low, step_gains, weigh, weigh_recovery
+from detector.stats.collapse import Evidence, floor_of, is_low, weigh, weigh_recovery
 from detector.stats.sample import Sample, sample_of
+from detector.stats.stream import StreamModel, stream_model
 from detector.verdict import Cause, Episode, Phase, Verdict
-from detector.watch_state import SNAPSHOT_VERSION, Stream, WatchState
+from detector.watch_state import SNAPSHOT_VERSION, WatchState
 
-MAX_STREAMS = 4096
-"""Streams whose steps are followed at a time; beyond it the oldest are forgotten."""
 SUSPICION_NATS = 1.5
 """Evidence from which on the phase is ``transition``."""
 CLEAR_NATS = 1.0
@@ -64,7 +63,7 @@ class Watch:
     def __init__(self, config: WatchConfig) -> None:
         self._config = config
         self._state = WatchState()
-        self._gains: tuple[float, ...] | None = None
+        self._model: StreamModel | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -105,7 +104,7 @@ class Watch:
         index = state.requests
         if not observation.canary:
             state.requests += 1
-        self._end_stream(observation.request_id, index)
+        self._end_stream(observation.request_id, index, observation.ended)
         sample = sample_of(observation) if observation.generation == state.generation else None
         if sample is None:
             return state.verdict
@@ -124,32 +123,29 @@ class Watch:
     def update_step(self, request_id: str, step: Step) -> Verdict | None:
         """Take one event of a running answer in; the verdict where the step rule alarms, else None.
 
-        Only events whose tokens are known count. While acceptance stays dead the alarm repeats. Nothing is judged
-        before there is a reference, since an engine without speculation looks the same.
+        While acceptance stays dead the alarm repeats. Nothing is judged before there is a reference, since an engine
+        without speculation looks the same.
         """
-        state = self._state
-        stream = state.streams.get(request_id) or self._begin_stream(request_id)
-        tokens, depth = step.tokens, state.num_speculative_tokens
-        if tokens is None or (depth is not None and tokens > depth + 1):
-            stream.unknown = True
-        if stream.unknown or tokens is None or tokens < 1:
-            return None
-        stream.steps += 1
-        if stream.steps == 0 or self._gains is None:
-            return None
-        rule = state.step_rule
-        at_zero = rule.nats == 0.0
-        alarm = rule.update(tokens - 1, self._gains)
-        if at_zero and rule.nats > 0.0:
-            rule.onset_request_id, rule.onset_request, rule.onset_step = request_id, state.requests, stream.steps
-        return self._step_alarm(request_id, stream.steps, step.at) if alarm else None
+        rule = self._state.step_rule
+        was_zero = rule.nats == 0.0
+        alarm = rule.update(self._model, request_id, step.tokens)
+        if was_zero and (alarm or rule.nats > 0.0):
+            self._state.step_onset_request = self._state.requests
+        return self._step_alarm(request_id, rule.streams[request_id].steps, step.at) if alarm else None
 
     def restart(self, generation: int) -> None:
         """The backend was launched anew: forget its phase, keep the reference."""
         state = self._state
         if state.verdict.degraded:
             state.log.close(state.requests)
-        self._state = WatchState(generation=generation, requests=state.requests, baseline=state.baseline, log=state.log)
+        state.step_rule.restart()
+        self._state = WatchState(
+            generation=generation,
+            requests=state.requests,
+            baseline=state.baseline,
+            log=state.log,
+            step_rule=state.step_rule,
+        )
         self._prepare_steps()
 
     def snapshot(self) -> bytes:
@@ -224,27 +220,22 @@ class Watch:
             state.log.resume()
             phase = Phase.COLLAPSED
         else:
-            account = Account(onset_request=rule.onset_request, onset_step=rule.onset_step)
+            account = Account(onset_request=state.step_onset_request, onset_step=rule.onset_step)
             state.log.open(account, state.requests, step_number, Cause.ACCEPTANCE_COLLAPSE)
-            state.detected_in, state.onset_in = request_id, rule.onset_request_id
+            state.detected_in, state.onset_in = request_id, rule.onset_stream
             phase = Phase.TRANSITION
         state.detected_at, state.degraded_answers, state.recent = at, 0, []
         self._set(phase, state.log.episodes[-1].cause or Cause.ACCEPTANCE_COLLAPSE, True, at, None)
         return state.verdict
 
-    def _begin_stream(self, request_id: str) -> Stream:
-        streams = self._state.streams
-        if len(streams) >= MAX_STREAMS:
-            del streams[next(iter(streams))]
-        streams[request_id] = Stream()
-        return streams[request_id]
-
-    def _end_stream(self, request_id: str, index: int) -> None:
+    def _end_stream(self, request_id: str, index: int, ended: float) -> None:
         """The answer has ended: its index, which the step rule could only estimate, is known now."""
         state = self._state
-        state.streams.pop(request_id, None)
-        if state.step_rule.onset_request_id == request_id:
-            state.step_rule.onset_request = index
+        stream = state.step_rule.streams.get(request_id)
+        if state.step_rule.end(self._model, request_id) and stream is not None:
+            self._step_alarm(request_id, stream.steps, ended)
+        if state.step_rule.onset_stream == request_id:
+            state.step_onset_request = index
         if state.onset_in == request_id and state.log.account is not None:
             state.log.episodes[-1].onset_request = state.log.account.onset_request = index
             state.onset_in = None
@@ -296,9 +287,10 @@ class Watch:
         return math.exp(level.median) if level is not None else None
 
     def _prepare_steps(self) -> None:
-        """The step rule's gains change only with the reference and K: work them out once an answer, not once a step."""
+        """The step rule's model changes only with the reference and K: look it up once an answer, not once a step."""
         floor = floor_of(self._state.baseline)
-        self._gains = step_gains(floor, self._state.num_speculative_tokens) if floor is not None else None
+        depth = self._state.num_speculative_tokens
+        self._model = stream_model(floor.worst_healthy, depth) if floor is not None else None
 
     def _set(self, phase: Phase, cause: Cause | None, degraded: bool, at: float, sample: Sample | None) -> None:
         before = self._state.verdict

@@ -8,20 +8,11 @@ import msgspec
 
 from detector.episodes import Account, EpisodeLog
 from detector.stats.baseline import Baseline
-from detector.stats.collapse import StepRule
 from detector.stats.sample import Sample
+from detector.stats.stream import StreamRule
 from detector.verdict import Verdict
 
-SNAPSHOT_VERSION = 1
-
-
-class Stream(msgspec.Struct, kw_only=True):
-    """What is remembered of one running answer."""
-
-    steps: int = -1
-    """Verify steps seen; the first event is the prefill's token, not a step."""
-    unknown: bool = False
-    """Events of this stream were merged or carry no count: its steps say nothing."""
+SNAPSHOT_VERSION = 2
 
 
 class WatchState(msgspec.Struct, kw_only=True):
@@ -43,8 +34,9 @@ class WatchState(msgspec.Struct, kw_only=True):
     degraded_answers: int = 0
     recent: list[Sample] = []
     """The last degraded answers, for a new reference."""
-    step_rule: StepRule = msgspec.field(default_factory=StepRule)
-    streams: dict[str, Stream] = {}
+    step_rule: StreamRule = msgspec.field(default_factory=StreamRule)
+    step_onset_request: int = 0
+    """Index of the answer in which the evidence of ``step_rule`` left zero."""
     detected_in: str | None = None
     """Stream in which the open episode was detected; its request index is known when it ends."""
     onset_in: str | None = None

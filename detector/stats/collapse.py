@@ -1,8 +1,7 @@
 """Evidence of a collapse, in nats: positive speaks for it, negative for a healthy backend.
 
-Request level: the acceptance of an answer is weighed against the worst healthy acceptance, its step time against the
-healthy step time at the same load; its rate only where neither is known. Step level: a CUSUM over the accepted tokens
-of each verify step, against the same worst healthy acceptance, so that content that wanders does not alarm.
+The acceptance of an answer is weighed against the worst healthy acceptance, its step time against the
+healthy step time at the same load; its rate only where neither is known. The steps inside an answer: ``stats.stream``.
 """
 
 from __future__ import annotations
@@ -41,12 +40,6 @@ MAX_ACCEPTANCE_EVIDENCE = 6.0
 MAX_INFLATION_EVIDENCE = 4.0
 """Slow steps of one answer may be a stall: they are never enough for an alarm by themselves."""
 MIN_EVIDENCE = -4.0
-STEP_CAP = 3
-"""Accepted tokens of a step count up to here."""
-STEP_ALARM_NATS = 49.0
-"""One false alarm per 2e5 steps of healthy prose (2.2 accepted of 8) whose acceptance wanders (AR(1) on the logit,
-standard deviation 0.7, 60 steps), measured over 1.2e7 simulated steps. Delay there: 180 steps to 0.4 accepted, 90 to
-0.05."""
 
 
 class Floor(msgspec.Struct, frozen=True):
@@ -197,27 +190,3 @@ def _t4_density(x: float) -> float:
 def _t4_cumulative(x: float) -> float:
     w = x / math.sqrt(x * x + 4)
     return 0.5 + 0.75 * (w - w**3 / 3)
-
-
-class StepRule(msgspec.Struct, kw_only=True):
-    """CUSUM over the verify steps of all streams of a backend; after an alarm it starts again at zero."""
-
-    nats: float = 0.0
-    onset_request_id: str | None = None
-    """Stream in which ``nats`` left zero last: where the collapse, if it is one, began."""
-    onset_request: int = 0
-    onset_step: int = 0
-
-    def update(self, accepted: int, gains: tuple[float, ...]) -> bool:
-        """Take one step in; True: alarm. ``gains`` are those of ``step_gains``."""
-        self.nats = max(0.0, self.nats + gains[min(accepted, len(gains) - 1)])
-        if self.nats < STEP_ALARM_NATS:
-            return False
-        self.nats = 0.0
-        return True
-
-
-def step_gains(floor: Floor, depth: int | None) -> tuple[float, ...]:
-    """Evidence of a step by its accepted tokens, 0 to K or ``STEP_CAP``; the last entry is for so many or more."""
-    cap = STEP_CAP if depth is None else min(STEP_CAP, depth)
-    return tuple(floor.gain(accepted, 1.0 if accepted < cap else 0.0) for accepted in range(cap + 1))

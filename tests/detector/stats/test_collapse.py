@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.stats.baseline import Baseline
-from detector.stats.collapse import Floor, StepRule, floor_of, is_low, step_gains, weigh
+from detector.stats.collapse import Floor, floor_of, is_low, weigh
 from detector.stats.sample import Sample, chain_acceptance
 from detector.verdict import Cause
 
@@ -111,25 +111,3 @@ def test_is_low_by_any_factor():
     assert is_low(sample(decode_tokens_per_second=100.0, **rate), reference)
     assert not is_low(sample(decode_tokens_per_second=200.0, **rate), reference)
     assert not is_low(sample(decode_tokens_per_second=None, **rate), reference)
-
-
-@pytest.mark.parametrize(("depth", "entries"), [(None, 4), (8, 4), (3, 4), (2, 3), (1, 2)])
-def test_step_gains_cover_what_a_step_can_accept(depth, entries):
-    gains = step_gains(FLOOR, depth)
-    assert len(gains) == entries
-    assert list(gains) == sorted(gains, reverse=True)
-    assert gains[0] > 0 > gains[-1]
-
-
-def test_the_step_rule_needs_a_run_and_starts_again():
-    rule, gains = StepRule(), step_gains(FLOOR, 8)
-    alarms = [number for number in range(1, 500) if rule.update(0, gains)]
-    assert alarms[0] == pytest.approx(85, abs=3)
-    assert alarms[1] == 2 * alarms[0]
-
-
-def test_the_step_rule_never_falls_below_zero():
-    rule, gains = StepRule(), step_gains(FLOOR, 8)
-    for _ in range(1000):
-        assert not rule.update(8, gains)
-    assert rule.nats == 0.0
