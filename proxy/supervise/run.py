@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -33,6 +34,8 @@ async def supervise(config: Config, command: Command, ready: Callable[[Proxy], N
 
     Raises ConfigError, and StartFailed where the engine does not become ready the first time.
     """
+    if not hasattr(os, "pidfd_open"):
+        raise ConfigError("supervise needs Linux 5.3 or later")
     check_levels(command, config.ladder)
     check_ports(command, {f"server.{key}": parse_address(getattr(config.server, key)) for key in ("listen", "admin")})
     if command.everywhere:

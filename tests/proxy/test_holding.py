@@ -8,12 +8,13 @@ import time
 from collections.abc import AsyncIterator
 
 import msgspec
+import pytest
 from upstreams import Client, Peer, Seen, answer_of, answering, connected, settings, until, upstream
 
 from proxy.config import Config
 from proxy.effects.traffic import Traffic
 from proxy.serve import Proxy, running
-from proxy.upstream import Away
+from proxy.upstream import Away, UpstreamConnection
 
 AWAY = Away("the engine is being restarted", time.monotonic() + 30)
 
@@ -115,6 +116,34 @@ async def test_a_shutdown_lets_nobody_wait() -> None:
         drained = asyncio.ensure_future(proxy.drain())
         assert (await refusal(client))[2] == "the proxy is shutting down"
         await drained
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_who_was_connecting_when_the_engine_left_waits_too(
+    monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    seen: list[Seen] = []
+    async with upstream(answering(seen)) as url, running(settings(url)) as proxy, connected(proxy) as client:
+        backend = proxy.control.watched["primary"].backend
+        connecting, go, connect = asyncio.Event(), asyncio.Event(), backend.connect
+
+        async def slowly() -> UpstreamConnection:
+            connecting.set()
+            await go.wait()
+            if refused and backend.away is not None:
+                raise ConnectionRefusedError
+            return await connect()
+
+        monkeypatch.setattr(backend, "connect", slowly)
+        await client.post()
+        await connecting.wait()
+        proxy.executor.traffic.gone("primary", "a test", 1)
+        await until(lambda: backend.away is not None)
+        go.set()
+        await until(lambda: len(proxy.gateway.holding) == 1)
+        assert seen == []
+        back(proxy)
+        assert (await client.answer())[0] == 200
 
 
 async def test_an_engine_that_left_is_emptied_and_the_next_request_goes_to_the_fallback() -> None:
