@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-.PHONY: run test check bench bench-detect engine engine-kill main-job lock clean
+.PHONY: run test check bench bench-detect engine engine-kill main-job bench-supervise lock clean
 
 run: $(VENV)/.installed  ## the proxy in front of the embedded emulator, ready for any OpenAI client
 	$(BIN)/specbreaker serve $(ARGS)
@@ -38,6 +38,10 @@ engine-kill: $(VENV)/.installed  ## the ways a real vLLM dies, one start for eac
 main-job: $(VENV)/.installed  ## the main job on two real engines, request by request: docs/results/main-job.md
 	tests/engine/setup.sh install
 	$(BIN)/python -m tests.engine.main_job $(ARGS)
+
+bench-supervise: $(VENV)/.installed  ## restarts at other levels on a real engine, requests running: docs/results/supervise.md
+	tests/engine/setup.sh install
+	$(BIN)/python -m tests.engine.supervise $(ARGS)
 
 $(VENV)/.installed: requirements-dev.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -80,26 +80,43 @@ def _in_words(condition: Condition) -> str:
 
 def configuration() -> str:
     """A heading and a table for each section of the configuration."""
-    sections = _struct(config.Config)
     parts: list[str] = []
-    for field in sections.fields:
-        several = isinstance(field.type, types.VarTupleType)
-        section = field.type.item_type if isinstance(field.type, types.VarTupleType) else field.type
-        assert isinstance(section, types.StructType)
-        heading = f"## `[[{field.name}]]`" if several else f"## `[{field.name}]`"
+    for name, several, section in _sections(_struct(config.Config)):
+        heading = f"## `[[{name}]]`" if several else f"## `[{name}]`"
         rows = ["| key | type | unit | default | meaning |", "|---|---|---|---|---|", *_rows(section)]
         parts.append("\n".join([heading, "", inspect.getdoc(section.cls) or "", "", *rows, ""]))
     return "\n".join(parts)
 
 
+def _sections(parent: types.StructType, prefix: str = "") -> Iterable[tuple[str, bool, types.StructType]]:
+    """Every table: its dotted name, whether there may be several, what is in it."""
+    for field in parent.fields:
+        section = _table(field.type)
+        if section is not None:
+            yield f"{prefix}{field.name}", isinstance(field.type, types.VarTupleType), section
+            yield from _sections(section, f"{prefix}{field.name}.")
+
+
+def _table(kind: types.Type) -> types.StructType | None:
+    """The table that a key holds, be it one, a list of them or an optional one; None for a single value."""
+    match kind:
+        case types.StructType():
+            return kind
+        case types.VarTupleType(item_type=item):
+            return _table(item)
+        case types.UnionType(types=members):
+            return next((found for member in members if (found := _table(member)) is not None), None)
+    return None
+
+
 def configuration_keys() -> set[str]:
     """``section.key`` of every key there is."""
-    keys: set[str] = set()
-    for field in _struct(config.Config).fields:
-        section = field.type.item_type if isinstance(field.type, types.VarTupleType) else field.type
-        assert isinstance(section, types.StructType)
-        keys |= {f"{field.name}.{key.name}" for key in section.fields}
-    return keys
+    return {
+        f"{name}.{key.name}"
+        for name, _, section in _sections(_struct(config.Config))
+        for key in section.fields
+        if _table(key.type) is None
+    }
 
 
 def _struct(cls: type[msgspec.Struct]) -> types.StructType:
@@ -111,6 +128,8 @@ def _struct(cls: type[msgspec.Struct]) -> types.StructType:
 def _rows(section: types.StructType) -> Iterable[str]:
     meanings = _attribute_docstrings(section.cls)
     for field in section.fields:
+        if _table(field.type) is not None:
+            continue
         unit = UNITS.get(field.name.rpartition("_")[2], "")
         meaning = meanings[field.name].replace("|", "\\|").replace("None: ", "Unset: ")
         yield f"| `{field.name}` | {_type_in_words(field.type)} | {unit} | {_default(field)} | {meaning} |"
@@ -137,12 +156,14 @@ def _type_in_words(kind: types.Type) -> str:
             return ", ".join(f"`{value}`" for value in values)
         case types.VarTupleType(item_type=item):
             return f"list of {_type_in_words(item)}"
+        case types.DictType():
+            return "table"
         case types.BoolType():
             return "boolean"
         case types.StrType():
             return "text"
-        case types.IntType(gt=gt, ge=ge):
-            return "integer" + _bound(gt, ge)
+        case types.IntType(gt=gt, ge=ge, le=le):
+            return "integer" + _bound(gt, ge) + (f", ≤ {le:g}" if le is not None else "")
         case types.FloatType(gt=gt, ge=ge):
             return "number" + _bound(gt, ge)
     raise TypeError(f"no words for {kind}")
@@ -157,7 +178,7 @@ def _bound(gt: float | None, ge: float | None) -> str:
 def _default(field: types.Field) -> str:
     if field.required:
         return "required"
-    default: Any = field.default
+    default: Any = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
     if default is None:
         return "unset"
     return f"`{msgspec.json.encode(default).decode()}`"
@@ -170,6 +191,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "detect": lambda: console("detect", "tests/data/sessions/cycle.csv", "--series", "dflash_n8"),
     "help": help_text,
     "help serve": lambda: help_text("serve"),
+    "help supervise": lambda: help_text("supervise"),
     "help detect": lambda: help_text("detect"),
     "help emulate": lambda: help_text("emulate"),
     "help doctor": lambda: help_text("doctor"),

@@ -12,7 +12,9 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
+from proxy.actions import Actions
 from proxy.control import Control, Watched, request_fields
+from proxy.effects.executor import Executor
 from proxy.gateway import Gateway
 from proxy.metrics import Metrics
 from proxy.recording import Recording
@@ -23,9 +25,21 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Admin:
-    """Handlers over snapshots; nothing here changes state."""
+    """Handlers over snapshots; what changes something is in ``actions``."""
 
-    def __init__(self, control: Control, gateway: Gateway, metrics: Metrics, recording: Recording) -> None:
+    def __init__(
+        self,
+        control: Control,
+        gateway: Gateway,
+        metrics: Metrics,
+        recording: Recording,
+        executor: Executor,
+        actions: Actions,
+    ) -> None:
+        self.engine: Callable[[], dict[str, Any]] | None = None
+        """What `supervise` says of the engine that it runs."""
+        self._executor = executor
+        self._actions = actions
         self._control = control
         self._gateway = gateway
         self._metrics = metrics
@@ -41,6 +55,7 @@ class Admin:
         app.router.add_get("/status", self._status)
         app.router.add_get("/explain", self._explain)
         app.router.add_get("/", self._page)
+        self._actions.add_routes(app)
         return app
 
     async def _healthz(self, _: web.Request) -> web.Response:
@@ -49,9 +64,11 @@ class Admin:
     async def _readyz(self, _: web.Request) -> web.Response:
         if self._gateway.draining:
             return web.json_response({"status": "draining"}, status=503)
-        if not any(watched.reachable for watched in self._control.watched.values()):
-            return web.json_response({"status": "no backend can be reached"}, status=503)
-        return web.json_response({"status": "ready"})
+        backends = self._control.watched.values()
+        if any(watched.reachable and watched.backend.away is None for watched in backends):
+            return web.json_response({"status": "ready"})
+        away = [watched.backend.away.reason for watched in backends if watched.backend.away is not None]
+        return web.json_response({"status": away[0] if away else "no backend can be reached"}, status=503)
 
     async def _metrics_text(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.text(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
@@ -83,7 +100,10 @@ class Admin:
             "serving": [backend.name for backend in self._gateway.routing.order],
             "policy_state": control.state.state,
             "in_flight": self._gateway.in_flight,
+            "waiting": len(self._gateway.holding),
             "backends": {name: _backend(watched) for name, watched in control.watched.items()},
+            "action": msgspec.to_builtins(self._executor.running),
+            "restart_budget_remaining": self._executor.budget.remaining(time.monotonic()),
             "recording": None if counts is None else msgspec.to_builtins(counts),
         }
 
@@ -111,6 +131,8 @@ class Admin:
                 for name, watched in control.watched.items()
             },
             "policy": msgspec.to_builtins(control.policy),
+            "outcomes": msgspec.to_builtins(list(control.outcomes)),
+            "engine": self.engine() if self.engine is not None else None,
         }
 
 
@@ -121,6 +143,8 @@ def _backend(watched: Watched) -> dict[str, Any]:
         "url": watched.backend.settings.url,
         "role": watched.backend.settings.role,
         "generation": watched.backend.generation,
+        "level": watched.level,
+        "away": watched.backend.away.reason if watched.backend.away is not None else None,
         "engine_version": watched.version,
         "reachable": watched.reachable,
         "phase": verdict.phase,
@@ -156,5 +180,5 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPNotFound:
-        known = "/healthz /readyz /metrics /status /explain"
+        known = "/healthz /readyz /metrics /status /explain, and POST /actions/..."
         return web.json_response({"error": f"{request.path}: no such page; there are {known}"}, status=404)

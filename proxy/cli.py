@@ -127,6 +127,43 @@ def _say(settings: config.Config, text: str) -> None:
         click.echo(text, err=True)
 
 
+@main.command("supervise", context_settings={"ignore_unknown_options": False})
+@config_file
+@click.option("--fallback", metavar="URL", help="Where requests go while the engine is degraded or away.")
+@click.option("--listen", metavar="HOST:PORT", help="Serving port [default: 127.0.0.1:8900].")
+@click.option("--admin", metavar="HOST:PORT", help="Admin port [default: 127.0.0.1:8901].")
+@click.option("--record", metavar="DIR", help="Write session files there.")
+@click.option("--mode", type=click.Choice(["observe", "advise", "act"]), help="[default: observe]")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="[default: text]")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
+def supervise_command(path: str | None, fallback: str | None, command: tuple[str, ...], **flags: str | None) -> None:
+    """Start an engine, serve in front of it, start it again when it ends or at another level.
+
+    COMMAND is what starts the engine, such as: vllm serve MODEL --host 127.0.0.1 --speculative-config ...
+    """
+    from proxy.effects.protocol import EffectError
+    from proxy.supervise.command import read_command  # only this command needs it
+    from proxy.supervise.run import supervise
+    from proxy.supervise.supervisor import StartFailed
+
+    doctor.check_names()
+    engine = read_command(command)
+    values: dict[str, Any] = {_FLAGS[name]: value for name, value in flags.items()}
+    if fallback is not None:
+        values["backends"] = [{"name": "fallback", "url": fallback, "role": "fallback"}]
+    settings = config.load(path, environment=os.environ, flags=values, supervised_url=engine.url)
+    logs.set_up(settings.log)
+    try:
+        _run(supervise(settings, engine, _announce))
+    except StartFailed as error:
+        click.echo(f"specbreaker: the engine did not start: {error}", err=True)
+        sys.exit(1)
+    except EffectError as error:
+        click.echo(f"specbreaker: {error}", err=True)
+        sys.exit(1)
+
+
 @main.group("config")
 def config_group() -> None:
     """Check, show and describe the configuration."""

@@ -1,7 +1,8 @@
 """The configuration: every key with its unit and default, read from TOML, the environment and flags.
 
 A flag beats an environment variable, which beats the file. Unknown keys are refused with their path. Environment
-variables are named ``SPECBREAKER_<SECTION>__<KEY>`` (``SPECBREAKER_POLICY__MODE=act``); lists of tables have none.
+variables are named ``SPECBREAKER_<SECTION>__<KEY>`` (``SPECBREAKER_POLICY__MODE=act``; a table in a table adds one more
+``__``); lists of tables have none.
 """
 
 from __future__ import annotations
@@ -16,18 +17,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from proxy.config_base import Bytes, ConfigError, Seconds, Section
+from proxy.config_effects import Effects, Level, Supervise, check_effects
+
+__all__ = ["Config", "ConfigError", "json_schema", "load", "parse_address"]
+
 ENVIRONMENT_PREFIX = "SPECBREAKER_"
-
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
-Bytes = Annotated[int, msgspec.Meta(ge=1024)]
-
-
-class ConfigError(ValueError):
-    """The configuration cannot be used; the message is one line that names the place and the way out."""
-
-
-class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the configuration."""
 
 
 class Server(Section, frozen=True):
@@ -37,6 +32,8 @@ class Server(Section, frozen=True):
     """HOST:PORT of the serving port: what clients use as base_url (with /v1)."""
     admin: str = "127.0.0.1:8901"
     """HOST:PORT of the admin port: /healthz /readyz /metrics /status /explain."""
+    admin_token_file: str | None = None
+    """File with the token that POST /actions/... asks for, as "Authorization: Bearer TOKEN". None: they are refused."""
     api_key_file: str | None = None
     """File of accepted client keys, one per line. None: the engine's own key check is the only one."""
     tls_certificate_file: str | None = None
@@ -147,14 +144,19 @@ class Config(Section, frozen=True):
     backends: tuple[Backend, ...] = ()
     measure: Measure = msgspec.field(default_factory=Measure)
     policy: Policy = msgspec.field(default_factory=Policy)
+    ladder: tuple[Level, ...] = ()
+    supervise: Supervise = msgspec.field(default_factory=Supervise)
+    effects: Effects = msgspec.field(default_factory=Effects)
     record: Record = msgspec.field(default_factory=Record)
     log: Log = msgspec.field(default_factory=Log)
 
 
-def load(path: str | None, *, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
+def load(
+    path: str | None, *, environment: Mapping[str, str], flags: Mapping[str, Any], supervised_url: str | None = None
+) -> Config:
     """Read the file (if any), then environment, then flags ({"section.key": value}; None values are not set).
 
-    Raises ConfigError.
+    supervised_url: the engine that supervise runs; it becomes the primary. Raises ConfigError.
     """
     tree: dict[str, Any] = {}
     origin = "flags and environment"
@@ -163,15 +165,17 @@ def load(path: str | None, *, environment: Mapping[str, str], flags: Mapping[str
         tree = _read_file(path)
     for name, value in sorted(environment.items()):
         if name.startswith(ENVIRONMENT_PREFIX) and "__" in name:
-            section, key = name[len(ENVIRONMENT_PREFIX) :].lower().split("__", 1)
-            _put(tree, section, key, value, name)
+            *sections, key = name[len(ENVIRONMENT_PREFIX) :].lower().split("__")
+            _put(tree, sections, key, value, name)
     for name, value in flags.items():
         if value is not None:
             section, _, key = name.partition(".")
             if key:
-                _put(tree, section, key, value, f"flag for {name}")
+                _put(tree, [section], key, value, f"flag for {name}")
             else:
                 tree[section] = value
+    if supervised_url is not None:
+        _add_supervised(tree, supervised_url, origin)
     config = _convert(tree, origin)
     _check(config, origin)
     return config
@@ -186,11 +190,28 @@ def _read_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not TOML: {error}") from None
 
 
-def _put(tree: dict[str, Any], section: str, key: str, value: Any, origin: str) -> None:
-    table = tree.setdefault(section, {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"{origin}: {section} is not a table of single values")
+def _put(tree: dict[str, Any], sections: list[str], key: str, value: Any, origin: str) -> None:
+    table = tree
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{origin}: {section} is not a table of single values")
     table[key] = value
+
+
+def _add_supervised(tree: dict[str, Any], url: str, origin: str) -> None:
+    """The engine of `supervise` is the primary: the file may describe it, but not put another in its place."""
+    backends = [dict(backend) for backend in tree.get("backends", ())]
+    primaries = [backend for backend in backends if backend.get("role", "primary") == "primary"]
+    if not primaries:
+        backends.insert(0, {"name": "primary", "url": url})
+    for backend in primaries:
+        if backend.setdefault("url", url) != url:
+            raise ConfigError(
+                f"{origin}: backends: the supervised engine is the primary and listens on {url}, "
+                f'not on "{backend["url"]}": leave out its url, or make it a fallback'
+            )
+    tree["backends"] = backends
 
 
 def _convert(tree: dict[str, Any], origin: str) -> Config:
@@ -228,6 +249,7 @@ def _check(config: Config, origin: str) -> None:
             raise ConfigError(f"{place}.api_key_env: the variable {backend.api_key_env} is not set")
     if config.backends and sum(backend.role == "primary" for backend in config.backends) != 1:
         raise ConfigError(f'{origin}: backends: exactly one must have role = "primary"')
+    check_effects(config.effects, config.ladder, names, origin)
     for key in ("listen", "admin"):
         parse_address(getattr(config.server, key), f"{origin}: server.{key}")
     if (config.server.tls_certificate_file is None) != (config.server.tls_key_file is None):

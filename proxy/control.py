@@ -6,7 +6,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import aiohttp
@@ -19,12 +20,13 @@ from detector.verdict import Episode, Phase, Verdict
 from detector.watch import Watch, WatchConfig
 from proxy.canary import send_canary
 from proxy.config import Config
-from proxy.events import Event, Events, Measured, Sampled, Stepped, Unreachable
+from proxy.effects.protocol import Notify, Outcome
+from proxy.events import Event, Events, Left, Measured, Returned, Sampled, Stepped, Unreachable
 from proxy.gateway import Gateway
 from proxy.metrics import Metrics
 from proxy.recording import Recording
 from proxy.routing import Routing
-from proxy.upstream import Backend
+from proxy.upstream import Away, Backend
 
 FAILURES_TO_LEAVE: Final = 2
 """Answers in a row that the engine failed before traffic leaves it. One may be an accident of that request."""
@@ -44,6 +46,8 @@ class Watched:
         self.model: str | None = None
         """Model name of the last answer, for canaries."""
         self.last: Observation | None = None
+        self.level: str | None = None
+        """The level of the ladder that it was last started at; None: not started by us."""
         self.failures_in_a_row = 0
         self.episodes_counted = 0
 
@@ -76,6 +80,10 @@ class Control:
         self.state = PolicyState()
         self.last_decision = "nothing has been decided yet"
         self.last_decision_at: float | None = None
+        self.tell: Callable[[Notify], None] = lambda _: None
+        """Tells somebody outside; whoever puts the parts together sets it."""
+        self.outcomes: deque[Outcome] = deque(maxlen=20)
+        """What came of the last actions, the oldest first."""
         self._events = events
         self._gateway = gateway
         self._metrics = metrics
@@ -109,6 +117,12 @@ class Control:
                 self._sampled(backend, sample, version)
             case Unreachable(backend, reason):
                 self._reachability(backend, False, reason)
+            case Left(backend, reason, back_at):
+                self._left(backend, Away(reason, back_at))
+            case Returned(backend, level, relaunched):
+                self._returned(backend, level, relaunched)
+            case Outcome():
+                self._outcome(event)
 
     def _measured(self, observation: Observation) -> None:
         watched = self.watched[observation.backend]
@@ -165,15 +179,62 @@ class Control:
             and before.process_started_unix is not None
             and sample.process_started_unix is not None
             and before.process_started_unix != sample.process_started_unix
+            # While we restart it ourselves, Returned says when the new one counts.
+            and watched.backend.away is None
         )
         if restarted:
-            watched.backend.generation += 1
-            watched.watch.restart(watched.backend.generation)
-            log.warning("backend %s was restarted (launch %d)", name, watched.backend.generation)
-            self._recording.event("engine_restart", name, {"generation": watched.backend.generation})
-            self.publish()
-            if name == self.policy.primary:
-                self._decide(Signal(event=PolicyEvent.PRIMARY_RESTARTED))
+            self._relaunched(watched)
+
+    def _relaunched(self, watched: Watched) -> None:
+        """What was seen of the old process says nothing about the new one."""
+        name = watched.backend.name
+        watched.backend.generation += 1
+        watched.watch.restart(watched.backend.generation)
+        log.warning("backend %s was restarted (launch %d)", name, watched.backend.generation)
+        self._recording.event("engine_restart", name, {"generation": watched.backend.generation})
+        self.publish()
+        if name == self.policy.primary:
+            self._decide(Signal(event=PolicyEvent.PRIMARY_RESTARTED))
+
+    def _left(self, name: str, away: Away) -> None:
+        backend = self.watched[name].backend
+        if backend.away is None:
+            log.warning("backend %s gets no new request: %s", name, away.reason)
+            self._recording.event("notice", name, {"text": away.reason})
+        backend.away = away
+
+    def _returned(self, name: str, level: str | None, relaunched: bool) -> None:
+        watched = self.watched[name]
+        watched.level = level or watched.level
+        if relaunched:
+            # The next reading is of the new process: it must not count as one more restart.
+            watched.sample = None
+            self._relaunched(watched)
+        watched.backend.away = None
+        self._metrics.returned(name, watched.level)
+        if not watched.reachable:
+            self._reachability(name, True, "answers again")
+        self._gateway.holding.release()
+
+    def _outcome(self, outcome: Outcome) -> None:
+        level = logging.INFO if outcome.succeeded else logging.ERROR
+        self._metrics.outcome(outcome)
+        if isinstance(outcome.action, Notify) and outcome.succeeded:
+            return
+        log.log(level, "%s: %s", outcome.effect, outcome.detail, extra={"fields": _rounded(outcome.phases)})
+        if not isinstance(outcome.action, Notify):
+            result = "succeeded" if outcome.succeeded else "failed"
+            # The first line is ours; an engine's last lines may follow, and they may hold a prompt.
+            text = f"{outcome.effect}: {outcome.detail.partition(chr(10))[0]}"
+            self.tell(Notify(text, f"action_{result}", outcome.action.backend, {"seconds": round(outcome.seconds, 3)}))
+        self.outcomes.append(outcome)
+        backend = outcome.action.backend
+        fields = {
+            "effect": outcome.effect,
+            "succeeded": outcome.succeeded,
+            "level": getattr(outcome.action, "level", None),
+        }
+        self._recording.event("action", backend, fields | _rounded(outcome.phases))
 
     def _reachability(self, name: str, reachable: bool, reason: str) -> None:
         watched = self.watched[name]
@@ -199,7 +260,9 @@ class Control:
                 f" ({verdict.cause})" if verdict.cause else "",
                 extra={"fields": evidence},
             )
-            self._recording.event("phase", name, {"phase": verdict.phase, "cause": verdict.cause} | evidence)
+            fields: dict[str, object] = {"phase": verdict.phase, "cause": verdict.cause, **evidence}
+            self._recording.event("phase", name, fields)
+            self.tell(Notify(f"backend {name} is {verdict.phase}", "phase", name, fields))
             self.publish()
         self._metrics.verdict(name, verdict, degraded_seconds, self.episodes(name))
 
@@ -215,6 +278,7 @@ class Control:
                 case RouteTo(backend, reason):
                     self._metrics.switched(self._gateway.routing.order[0].name, backend, reason)
                     self._recording.event("switch", backend, {"reason": reason, "cause": signal.cause})
+                    self.tell(Notify(f"new requests go to {backend}", "switch", backend, {"reason": reason}))
                     self.publish()
                 case SendCanary(backend):
                     self._canary = asyncio.get_running_loop().create_task(self._send_canary(backend))
@@ -289,4 +353,8 @@ def request_fields(observation: Observation) -> dict[str, object]:
         "in_flight",
     )
     values = {name: getattr(observation, name) for name in names}
+    return _rounded(values)
+
+
+def _rounded(values: Mapping[str, object]) -> dict[str, object]:
     return {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}

@@ -8,6 +8,7 @@ import time
 import msgspec
 
 from detector.observation import EngineSample, Observation, Step
+from proxy.effects.protocol import Outcome
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -42,7 +43,27 @@ class Unreachable(msgspec.Struct, frozen=True):
     reason: str
 
 
-Event = Measured | Stepped | Sampled | Unreachable
+class Left(msgspec.Struct, frozen=True):
+    """A backend gets no new request: it is started anew, put to sleep, or has ended."""
+
+    backend: str
+    reason: str
+    """In words that clients may read."""
+    back_at: float
+    """Monotonic time at which it should be back; a guess."""
+
+
+class Returned(msgspec.Struct, frozen=True):
+    """A backend takes requests again."""
+
+    backend: str
+    level: str | None
+    """The level that it runs at now; None: not known to have changed."""
+    relaunched: bool
+    """Its process is a new one."""
+
+
+Event = Measured | Stepped | Sampled | Unreachable | Left | Returned | Outcome
 
 
 class Events:

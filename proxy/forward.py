@@ -16,7 +16,7 @@ from detector.tap.http1 import LAST_CHUNK, MAX_HEAD_BYTES, InvalidHTTP, Response
 from detector.tap.request import SplicedBody, ask_usage, read_request
 from proxy import messages
 from proxy.answer import Answer
-from proxy.upstream import Backend, UpstreamConnection
+from proxy.upstream import Away, Backend, UpstreamConnection
 
 if TYPE_CHECKING:
     from proxy.gateway import Gateway
@@ -42,6 +42,8 @@ class Exchange:
         self.body: bytes | None = None
         self._splice: SplicedBody | None = None
         self._candidates: Iterator[Backend] = iter(())
+        self._away: Away | None = None
+        """A backend that was passed over because it will be back."""
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._upload: list[bytes] = []
@@ -64,6 +66,11 @@ class Exchange:
             if measure.ask_usage:
                 self._splice = ask_usage(body, facts, token_counts=measure.ask_token_counts)
             self.tap = self.gateway.measurement.begin(self, facts)
+        self.choose()
+
+    def choose(self) -> None:
+        """Choose a backend, now or once more after waiting for one."""
+        self._away = None
         self._candidates = iter(self.gateway.routing.candidates())
         self._try_next(None)
 
@@ -103,11 +110,17 @@ class Exchange:
 
     def _try_next(self, failure: str | None) -> None:
         for backend in self._candidates:
+            if backend.away is not None:
+                self._away = self._away or backend.away
+                continue
             connection = backend.acquire()
             if connection is not None:
                 self._send(backend, connection)
             else:
                 self._connecting = asyncio.get_running_loop().create_task(self._connect(backend))
+            return
+        if self._away is not None:
+            self.gateway.holding.hold(self, self._away)
             return
         message = failure or "no backend is configured for this request"
         self.fail(502, message, "BadGatewayError", Ending.CONNECT_FAILED)
@@ -119,9 +132,16 @@ class Exchange:
             # Nothing of the request was sent, so the next backend may have it.
             self.gateway.unreachable(backend, error)
             reason = str(error) or f"no connection within {backend.settings.connect_timeout_seconds:g} s"
+            self._away = self._away or backend.away
             self._try_next(f"backend {backend.name} cannot be reached: {reason}")
         else:
-            self._send(backend, connection)
+            if backend.away is None:
+                self._send(backend, connection)
+            else:
+                # It is being emptied since: one more request would be cut off with it.
+                connection.transport.abort()
+                self._away = backend.away
+                self._try_next(None)
 
     def _send(self, backend: Backend, connection: UpstreamConnection) -> None:
         self.backend = backend
@@ -315,14 +335,17 @@ class Exchange:
             what = f"was silent for {settings.idle_timeout_seconds:g} s in the middle of the answer"
         self.fail(504, f"backend {self.backend.name} {what}", "GatewayTimeoutError", Ending.UPSTREAM_TIMEOUT)
 
-    def fail(self, status: int, message: str, kind: str, ending: Ending) -> None:
+    def fail(
+        self, status: int, message: str, kind: str, ending: Ending, *, retry_after_seconds: int | None = None
+    ) -> None:
         """End the answer with a clear error, in the way that is left to us."""
         if self.over:
             return
         self._finish(time.monotonic(), ending)
         self._hang_up()
         if self.head is None:
-            self.client.respond(status, message, kind, close=not self.request.complete)
+            close = not self.request.complete
+            self.client.respond(status, message, kind, close=close, retry_after_seconds=retry_after_seconds)
             return
         last = (
             self._answer.broken_off(messages.error_event(status, message, kind)) if self._answer is not None else None

@@ -13,6 +13,7 @@ from proxy.config import Config
 from proxy.events import Events, Unreachable
 from proxy.forward import Exchange
 from proxy.gate import Gate, Refusal
+from proxy.holding import Holding
 from proxy.measure import Measurement
 from proxy.messages import Request
 from proxy.metrics import Metrics
@@ -42,6 +43,7 @@ class Gateway:
         self.measurement = measurement
         self.routing = Routing((), {})
         self.connections: set[ClientConnection] = set()
+        self.holding = Holding(settings.effects.hold_requests, settings.effects.hold_seconds)
         self.draining = False
         self.drained = asyncio.Event()
         """Set when the last connection is gone while draining: every answer was delivered."""
@@ -104,3 +106,4 @@ class Gateway:
                 for exchange in tuple(backend.exchanges):
                     exchange.sweep(now)
                 backend.close_idle(backend.settings.keep_alive_seconds)
+            self.holding.sweep(now)

@@ -192,15 +192,25 @@ def error_json(status: int, message: str, kind: str, *, param: str | None = None
     return msgspec.json.encode({"error": error})
 
 
-def error_response(status: int, message: str, kind: str, *, request_id: str = "", close: bool = False) -> bytes:
+def error_response(
+    status: int,
+    message: str,
+    kind: str,
+    *,
+    request_id: str = "",
+    close: bool = False,
+    retry_after_seconds: int | None = None,
+) -> bytes:
     """A whole response with an error body."""
     body = error_json(status, message, kind)
     identity = b"x-request-id: %s\r\n" % request_id.encode("latin-1") if request_id else b""
-    return b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s%s\r\n%s" % (
+    retry_after = b"retry-after: %d\r\n" % retry_after_seconds if retry_after_seconds is not None else b""
+    return b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s%s%s\r\n%s" % (
         status,
         HTTPStatus(status).phrase.encode(),
         len(body),
         identity,
+        retry_after,
         b"connection: close\r\n" if close else b"",
         body,
     )

@@ -11,11 +11,13 @@ from prometheus_client.registry import Collector
 
 from detector.observation import Ending, EngineSample, Observation
 from detector.verdict import Cause, Episode, Phase, Verdict
+from proxy.effects.protocol import Outcome, Restart
 from proxy.version import VERSION
 
 RATES = (5, 10, 20, 30, 40, 60, 80, 100, 130, 160, 200, 250, 300, 400, 600, 800, 1200, 2000, 4000)
 TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 STEPS = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1)
+RESTARTS = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 90, 120, 180, 300, 600, 1200)
 LENGTHS = (1.05, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 16)
 
 
@@ -47,6 +49,19 @@ class Metrics:
         self._switches = self._counter("switches", "Changes of route.", "from", "to", "reason")
         self._canaries = self._counter("canaries", "Canaries, by how they ended.", "backend", "result")
         self._canary_tokens = self._counter("canary_tokens", "Tokens that canaries had generated.", "backend")
+        self._restarts = self._counter("restarts", "Restarts of engines, by how they ended.", "result")
+        self._restart_seconds = Histogram(
+            "specbreaker_restart_seconds",
+            "Parts of a restart.",
+            ["phase"],
+            buckets=RESTARTS,
+            registry=self.registry,
+        )
+        self._level = self._gauge("backend_level", "1 for the level that the backend runs at.", "backend", "level")
+        self._effects = self._counter("effects", "Actions, by how they ended.", "effect", "result")
+        for result in ("succeeded", "failed"):
+            self._restarts.labels(result)
+        self._levels: dict[str, str] = {}
         self._judged: dict[str, tuple[Phase, bool]] = {}
         self._seen_episodes: dict[str, tuple[int, float]] = {}
         self._info = Info("specbreaker_build", "Version.", registry=self.registry)
@@ -151,6 +166,24 @@ class Metrics:
         """A canary came back."""
         self._canaries.labels(backend, observation.ending).inc()
         self._canary_tokens.labels(backend).inc(observation.completion_tokens or 0)
+
+    def returned(self, backend: str, level: str | None) -> None:
+        """A backend runs at this level now."""
+        before = self._levels.get(backend)
+        if before is not None and before != level:
+            self._level.labels(backend, before).set(0)
+        if level is not None:
+            self._levels[backend] = level
+            self._level.labels(backend, level).set(1)
+
+    def outcome(self, outcome: Outcome) -> None:
+        """An action was carried out, or was not."""
+        result = "succeeded" if outcome.succeeded else "failed"
+        self._effects.labels(outcome.effect, "dry_run" if outcome.dry_run else result).inc()
+        if isinstance(outcome.action, Restart) and not outcome.dry_run:
+            self._restarts.labels(result).inc()
+            for phase, seconds in outcome.phases.items():
+                self._restart_seconds.labels(phase).observe(seconds)
 
     def text(self) -> bytes:
         """The exposition, text format 0.0.4."""

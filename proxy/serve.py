@@ -10,7 +10,9 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -18,9 +20,12 @@ from aiohttp import web
 from prometheus_client.metrics_core import Metric
 
 from proxy import metrics as series
+from proxy.actions import Actions
 from proxy.admin import Admin
 from proxy.config import Config, ConfigError, parse_address
 from proxy.control import Control
+from proxy.effects.executor import Executor
+from proxy.effects.setup import make_executor
 from proxy.events import Events
 from proxy.gate import Gate
 from proxy.gateway import Gateway
@@ -29,7 +34,7 @@ from proxy.metrics import Metrics
 from proxy.probes import Probe
 from proxy.recording import Recording
 from proxy.server import ClientConnection
-from proxy.upstream import Backend
+from proxy.upstream import Away, Backend
 
 BACKLOG = 1024
 
@@ -39,12 +44,21 @@ log = logging.getLogger("specbreaker.serve")
 class Proxy:
     """A running proxy: its addresses, and how to end it."""
 
-    def __init__(self, gateway: Gateway, control: Control, url: str, admin_url: str, config: Config) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        control: Control,
+        executor: Executor,
+        admin: Admin,
+        urls: tuple[str, str],
+        config: Config,
+    ) -> None:
+        self.executor = executor
+        self.admin = admin
         self.gateway = gateway
         self.control = control
-        self.url = url
-        """http://HOST:PORT of the serving port."""
-        self.admin_url = admin_url
+        self.url, self.admin_url = urls
+        """http://HOST:PORT of the serving port and of the admin port."""
         self._config = config
         self._server: asyncio.Server | None = None
 
@@ -55,6 +69,7 @@ class Proxy:
     async def drain(self) -> None:
         """Say not ready, wait for balancers to see it, take no new connection, let answers finish."""
         self.gateway.draining = True
+        self.gateway.holding.close("the proxy is shutting down")
         await asyncio.sleep(self._config.server.drain_delay_seconds)
         if self._server is not None:
             self._server.close()
@@ -68,12 +83,17 @@ class Proxy:
 
 
 @contextlib.asynccontextmanager
-async def running(config: Config) -> AsyncIterator[Proxy]:
-    """A proxy with that configuration, listening. Raises ConfigError where a port or a file cannot be used."""
+async def running(config: Config, away: Mapping[str, Away] | None = None) -> AsyncIterator[Proxy]:
+    """A proxy with that configuration, listening. Raises ConfigError where a port or a file cannot be used.
+
+    away: backends that get no request yet.
+    """
     events, metrics = Events(), Metrics()
     gate = Gate(config.server.allow_control_routes, config.server.api_key_file)
     tls = _tls(config)
     backends = {settings.name: Backend(settings) for settings in config.backends}
+    for name, reason in (away or {}).items():
+        backends[name].away = reason
     recording = Recording(config)
     measurement = Measurement(events, recording, metrics, config.measure.interval_seconds)
     gateway = Gateway(config, gate, tuple(backends.values()), measurement, metrics, events)
@@ -86,16 +106,21 @@ async def running(config: Config) -> AsyncIterator[Proxy]:
         stack.push_async_callback(control.close)
         for name in backends:
             metrics.backend(name)
-        metrics.add_collector(_counts(events, measurement, recording))
+        executor = make_executor(config, backends, session, events)
+        stack.push_async_callback(executor.close)
+        control.tell = executor.tell
+        metrics.add_collector(_counts(events, measurement, recording, gateway, executor))
         probes = [
             Probe(backend, session, events, config.measure) for backend in backends.values() if backend.settings.metrics
         ]
         measurement.probes = {probe.backend.name: probe for probe in probes}
         tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(_stop, tasks)
-        admin_url = await _listen_admin(stack, config, Admin(control, gateway, metrics, recording))
+        actions = Actions(executor, control.policy.primary, config.server.admin_token_file)
+        admin = Admin(control, gateway, metrics, recording, executor, actions)
+        admin_url = await _listen_admin(stack, config, admin)
         server, url = await _listen(config, gateway, tls)
-        proxy = Proxy(gateway, control, url, admin_url, config)
+        proxy = Proxy(gateway, control, executor, admin, (url, admin_url), config)
         proxy.listens_with(server)
         stack.push_async_callback(_close, server, gateway)
         for work in (control.run(), measurement.run(), gateway.sweep(), *(probe.run() for probe in probes)):
@@ -170,10 +195,15 @@ async def _stop(tasks: list[asyncio.Task[None]]) -> None:
             log.error("a task had ended with an error", exc_info=result)
 
 
-def _counts(events: Events, measurement: Measurement, recording: Recording) -> Callable[[], Iterable[Metric]]:
+def _counts(
+    events: Events, measurement: Measurement, recording: Recording, gateway: Gateway, executor: Executor
+) -> Callable[[], Iterable[Metric]]:
     def collect() -> Iterable[Metric]:
         yield series.counter("observations_dropped", "Facts that did not fit into the queue.", events.dropped)
         yield series.counter("measuring_failures", "Answers that could not be measured.", measurement.failures)
+        yield series.gauge("requests_held", "Requests that wait for an engine to come back.", len(gateway.holding))
+        remaining = executor.budget.remaining(time.monotonic())
+        yield series.gauge("restart_budget_remaining", "Restarts that may be made now.", remaining)
         counts = recording.counts()
         if counts is not None:
             yield series.counter("record_bytes", "Bytes written to session files.", counts.bytes_written)
@@ -185,29 +215,45 @@ def _counts(events: Events, measurement: Measurement, recording: Recording) -> C
 
 async def serve(config: Config, ready: Callable[[Proxy], None]) -> None:
     """Run until SIGTERM or SIGINT, then drain; a second signal ends at once. Raises ConfigError."""
-    loop = asyncio.get_running_loop()
-    asked = asyncio.Event()
-    again = asyncio.Event()
-
-    def on_signal() -> None:
-        (again if asked.is_set() else asked).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    signals = Signals()
     async with running(config) as proxy:
-        _settle_garbage_collection()
+        settle_garbage_collection()
         ready(proxy)
-        await asked.wait()
-        log.info("draining: %d requests in flight", proxy.gateway.in_flight)
-        draining = loop.create_task(proxy.drain())
-        hurried = loop.create_task(again.wait())
-        await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (draining, hurried):
+        await signals.asked.wait()
+        await signals.unless_hurried(drained(proxy))
+
+
+class Signals:
+    """SIGTERM and SIGINT: the first one asks for an end in order, the second one for an end at once."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.again = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._received)
+
+    def _received(self) -> None:
+        (self.again if self.asked.is_set() else self.asked).set()
+
+    async def unless_hurried(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something to its end, or to the second signal; an error of it is raised here."""
+        loop = asyncio.get_running_loop()
+        tasks = loop.create_task(work), loop.create_task(self.again.wait())
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(draining, hurried, return_exceptions=True)
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
 
 
-def _settle_garbage_collection() -> None:
+async def drained(proxy: Proxy) -> None:
+    """Drain, and say so."""
+    log.info("draining: %d requests in flight", proxy.gateway.in_flight)
+    await proxy.drain()
+
+
+def settle_garbage_collection() -> None:
     """Keep the collector away from what was imported, and let it come less often: its pauses are tail latency."""
     gc.collect()
     gc.freeze()

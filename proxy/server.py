@@ -252,12 +252,21 @@ class ClientConnection(asyncio.Protocol):
         """Whether this connection may serve another request after this one."""
         return request.keep_alive and not self.gateway.draining and not request.upgrade
 
-    def respond(self, status: int, message: str, kind: str, *, close: bool) -> None:
+    def respond(
+        self, status: int, message: str, kind: str, *, close: bool, retry_after_seconds: int | None = None
+    ) -> None:
         """Answer the current request with an error of our own."""
         request = self._current
         assert request is not None
         close = close or not self.may_keep_alive(request)
-        answer = messages.error_response(status, message, kind, request_id=request.request_id, close=close)
+        answer = messages.error_response(
+            status,
+            message,
+            kind,
+            request_id=request.request_id,
+            close=close,
+            retry_after_seconds=retry_after_seconds,
+        )
         if request.method == b"HEAD":
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
         self.write(answer)

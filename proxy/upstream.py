@@ -6,7 +6,7 @@ import asyncio
 import os
 import ssl
 import time
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from proxy import config
@@ -60,6 +60,15 @@ class UpstreamConnection(asyncio.Protocol):
             self.exchange.upload_resumed()
 
 
+class Away(NamedTuple):
+    """Why an engine gets no request now."""
+
+    reason: str
+    """In words, for clients: "the engine is being restarted"."""
+    back_at: float
+    """Monotonic time at which it should be back; a guess."""
+
+
 class Backend:
     """One engine: its settings, its idle connections, and how many requests are on it."""
 
@@ -76,6 +85,8 @@ class Backend:
         self.authorization = f"Bearer {key}".encode("latin-1") if key else None
         self.generation = 0
         """Launch of the engine; grows when /metrics show a new process."""
+        self.away: Away | None = None
+        """Not None: it gets no new request. Only control changes it."""
         self.exchanges: set[Exchange] = set()
         """Requests in flight."""
         self.begun = 0

@@ -103,7 +103,7 @@ def test_help_of_every_command_is_on_a_page() -> None:
 def test_the_configuration_page_has_every_key_and_no_other() -> None:
     section, documented = "", set()
     for line in (ROOT / "docs/configuration.md").read_text(encoding="utf-8").splitlines():
-        if heading := re.match(r"## `\[+(\w+)\]+`$", line):
+        if heading := re.match(r"## `\[+([\w.]+)\]+`$", line):
             section = heading[1]
         elif section and (row := re.match(r"\| `(\w+)` \|", line)):
             documented.add(f"{section}.{row[1]}")

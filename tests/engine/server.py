@@ -82,7 +82,7 @@ class EngineServer:
             with self.log_file.open("wb") as log:
                 self.process = subprocess.Popen(
                     self.command(venv),
-                    env=self._environment(venv),
+                    env=self.environment(venv, self._acceptance_file),
                     cwd=self._directory,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -186,13 +186,14 @@ class EngineServer:
     def _acceptance_file(self) -> Path:
         return self.log_file.with_name("acceptance.json")
 
-    def _environment(self, venv: Path) -> dict[str, str]:
+    def environment(self, venv: Path, acceptance_file: Path) -> dict[str, str]:
+        """The environment that it needs; acceptance_file: where its acceptance is steered."""
         omp = {"OMP_NUM_THREADS": "1", "LD_PRELOAD": str(venv / "lib/libiomp5.so")}
         quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         plugin = {
             "PYTHONPATH": str(HERE / "acceptance_plugin"),
             "VLLM_PLUGINS": "specbreaker_acceptance",
-            "SPECBREAKER_ACCEPTANCE_FILE": str(self._acceptance_file),
+            "SPECBREAKER_ACCEPTANCE_FILE": str(acceptance_file),
         }
         cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         places = {"VLLM_CACHE_ROOT": str(venv.parent / "cache"), "PATH": f"{venv}/bin:{os.environ['PATH']}"}

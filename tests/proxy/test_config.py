@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 import pytest
 
 from proxy import config as config_module
+from proxy import config_effects
 from proxy.config import Backend, Config, ConfigError, json_schema, load, parse_address
 
 BACKEND = '[[backends]]\nname = "primary"\nurl = "http://127.0.0.1:8000"\n'
@@ -219,7 +221,8 @@ def test_what_is_no_address(text: str) -> None:
 def test_the_schema_names_every_key_and_accepts_no_other() -> None:
     schema = json_schema()
     definitions = schema["$defs"]
-    for section in (Config, *(field.type for field in msgspec.structs.fields(Config) if field.name != "backends")):
+    tables = [field.type for field in msgspec.structs.fields(Config) if field.name not in ("backends", "ladder")]
+    for section in (Config, *tables):
         described = definitions[section.__name__]
         names = {field.name for field in msgspec.structs.fields(section)}
         assert set(described["properties"]) == names
@@ -228,8 +231,11 @@ def test_the_schema_names_every_key_and_accepts_no_other() -> None:
 
 
 def test_every_key_is_documented_with_a_text() -> None:
-    source = Path(config_module.__file__).read_text()
-    for section in ("Server", "Backend", "Measure", "Policy", "Record", "Log"):
+    source = Path(config_module.__file__).read_text() + Path(config_effects.__file__).read_text()
+    names = re.findall(r"^class (\w+)\(Section, frozen=True\)", source, re.MULTILINE)
+    assert {"Server", "Effects"} < set(names)
+    # The tables of [effects] are described by their own docstrings.
+    for section in set(names) - {"Config", "Effects"}:
         body = source.split(f"class {section}(Section")[1].split("\n\n\n")[0].splitlines()
         for number, line in enumerate(body):
             if line.startswith("    ") and ": " in line and not line.lstrip().startswith(('"', "#")) and line[4] != " ":

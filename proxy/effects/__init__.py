@@ -1,0 +1,1 @@
+"""What may be done to engines: restart, sleep, wake, reset, tell. One small file each, behind one protocol."""
