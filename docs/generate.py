@@ -19,8 +19,8 @@ import msgspec
 from click.testing import CliRunner
 from msgspec import inspect as types
 
+from detector.policy.transitions import transition_diagram
 from detector.stats.cause_table import TABLE, Condition
-from detector.transitions import transition_diagram
 from proxy import config
 from proxy.cli import main
 
@@ -141,6 +141,8 @@ def _type_in_words(kind: types.Type) -> str:
             return "boolean"
         case types.StrType():
             return "text"
+        case types.DictType(key_type=key, value_type=value):
+            return f"table of {_type_in_words(key)} to {_type_in_words(value)}"
         case types.IntType(gt=gt, ge=ge):
             return "integer" + _bound(gt, ge)
         case types.FloatType(gt=gt, ge=ge):
