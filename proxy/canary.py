@@ -23,7 +23,8 @@ async def send_canary(
 ) -> Observation:
     """Ask, read, measure. Raises nothing: a canary that gets no whole answer is an Observation that failed.
 
-    model: a name that clients use. tokens: what it asks for. depth: num_speculative_tokens of the backend, where it is known.
+    model: a name that clients use. tokens: what it asks for. depth: num_speculative_tokens of the backend, where
+    it is known.
     """
     body = _body(policy, backend.settings.models.get(model, model), tokens)
     started = time.monotonic()

@@ -143,7 +143,7 @@ class Policy(Section, frozen=True):
     sessions_max: Annotated[int, msgspec.Meta(ge=0)] = 10_000
     """Conversations remembered for that, in memory only. 0: none."""
     session_header: str = "x-session-id"
-    """Request header that names a conversation, where a client sends it. Else prompt_cache_key, or the first messages."""
+    """Request header that names a conversation, where clients send it; else its first messages tell it apart."""
 
 
 class Record(Section, frozen=True):

@@ -22,9 +22,7 @@ class Routing:
         self.phases = phases
         self.stay_bytes = stay_bytes or {}
 
-    def candidates(
-        self, model: str | None = None, last: str | None = None, body_bytes: int = 0
-    ) -> tuple[Backend, ...]:
+    def candidates(self, model: str | None = None, last: str | None = None, body_bytes: int = 0) -> tuple[Backend, ...]:
         """Backends for a request, the one that should serve it first; later ones only where no byte was sent.
 
         model: what the client asks for; backends that list their models and do not have it are left out, unless none is

@@ -9,7 +9,8 @@ Promises that hold for every sequence of signals (property tests check them):
 * routing is always defined: the primary serves in ``PRIMARY``, a fallback in the other states, where there is one;
 * at most one canary is out: each ``SendCanary`` is answered by exactly one ``CANARY_*`` signal (the caller's own
   time-out makes it ``CANARY_FAILED``), and no other is sent before that;
-* the route changes at most once per ``dwell_seconds``, unless it leaves a backend that cannot be reached or is restarted;
+* the route changes at most once per ``dwell_seconds``, unless it leaves a backend that cannot be reached, or that is
+  restarted;
 * canaries ask for no more tokens than their budget, one smallest canary per longest wait aside;
 * no more restarts than their budget, and only at levels of the ladder.
 

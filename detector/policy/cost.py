@@ -64,9 +64,7 @@ def option(state: PolicyState, name: str, now: float, config: PolicyConfig) -> O
             slow = risk * SLOW_SHARE_OF_HIT_ANSWER
             rate = 1 / ((1 - slow) / healthy + slow / collapsed)
             why = f"healthy, the next request is hit with probability {risk:.2f}"
-    return Option(
-        backend=name, expected_seconds=tokens / rate, tokens_per_second=rate, measured=measured, why=why
-    )
+    return Option(backend=name, expected_seconds=tokens / rate, tokens_per_second=rate, measured=measured, why=why)
 
 
 def is_fresh(view: BackendView, now: float, config: PolicyConfig) -> bool:

@@ -71,11 +71,11 @@ def explain(state: PolicyState, now: float, config: PolicyConfig) -> Explanation
         restart_blocked=restarts.blocked(state, now, config),
         restart_options=restarts.restart_options(state, now, config),
         level=state.level,
-        words=_words(state, serves, would, found, config),
+        words=_words(state, serves, would, found),
     )
 
 
-def _words(state: PolicyState, serves: str, would: str, found: list[Option], config: PolicyConfig) -> str:
+def _words(state: PolicyState, serves: str, would: str, found: list[Option]) -> str:
     costs = "; ".join(
         f"{one.backend} {one.why}, {one.tokens_per_second:.0f} tok/s {'measured' if one.measured else 'presumed'}, "
         f"{one.expected_seconds:.1f} s an answer"

@@ -203,15 +203,13 @@ def _actions(before: PolicyState, after: PolicyState, signal: Signal, config: Po
         what.append(f"restart {config.primary} at level {after.restart_level}")
     if not what:
         what.append(f"keep {after.fallback or config.primary}")
-    text = f"{_why(after, signal, config)}: "
+    text = f"{_why(after, signal)}: "
     if config.mode is Mode.ACT:
         return [*effects, Notice(text + " and ".join(what))]
-    return [
-        Notice(f"{text}would {' and '.join(what)}", level="warning" if config.mode is Mode.ADVISE else "info")
-    ]
+    return [Notice(f"{text}would {' and '.join(what)}", level="warning" if config.mode is Mode.ADVISE else "info")]
 
 
-def _why(state: PolicyState, signal: Signal, config: PolicyConfig) -> str:
+def _why(state: PolicyState, signal: Signal) -> str:
     words = signal.event.replace("_", " ")
     if signal.event in (Event.PRIMARY_AT_RISK, Event.CANARY_HEALTHY) and hit_probability(state) >= AT_RISK_PROBABILITY:
         return f"{words} (p = {hit_probability(state):.2f})"

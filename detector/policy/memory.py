@@ -62,9 +62,9 @@ def _note_health(state: PolicyState, signal: Signal, now: float, config: PolicyC
     before = state.view(name)
     changes: dict[str, object] = {}
     if event in _HEALTHY or event is Event.PRIMARY_RESTARTED:
-        changes = {"degraded": False, "reachable": True, "as_of": now}
-        if event is not Event.CANARY_HEALTHY:
-            changes["healthy"] = before.healthy.plus(signal.completion_tokens, signal.decode_tokens_per_second)
+        # Canaries count as well: else a primary that was slow when it was left would never be seen to be fast again.
+        healthy = before.healthy.plus(signal.completion_tokens, signal.decode_tokens_per_second)
+        changes = {"degraded": False, "reachable": True, "as_of": now, "healthy": healthy}
     elif event in _DEGRADED:
         changes = {"degraded": True, "reachable": True, "as_of": now}
         if before.degraded:

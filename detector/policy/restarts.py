@@ -157,9 +157,7 @@ def _meanwhile_rate(state: PolicyState, now: float, config: PolicyConfig) -> flo
     return max(rates)
 
 
-def _option(
-    state: PolicyState, level: Level, rate: float | None, now: float, config: PolicyConfig
-) -> RestartOption:
+def _option(state: PolicyState, level: Level, rate: float | None, now: float, config: PolicyConfig) -> RestartOption:
     lately = state.delivered.tokens_per_second
     if rate is None or lately is None:
         unknown = "its rate is not known" if rate is None else "nothing was delivered yet"

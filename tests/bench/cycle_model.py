@@ -2,10 +2,10 @@
 
 usage: cycle_model.py [--requests N] [--answer-tokens N] [--fallback TOK_S] [--seeds N]
 
-It exists to compare policies on every clock in seconds. The detector is a model: it judges an answer at its end (or, with
-``in_stream``, some steps after the onset inside it) by the share of its steps that were slow, and may forecast as well as
-anyone could who knows the law of the cycle (``forecast_after`` episodes). ``tests/bench/cycle.py`` runs the same cycles
-against the real proxy over sockets.
+It exists to compare policies on every clock in seconds. The detector is a model: it judges an answer at its end (or,
+with ``in_stream``, some steps after the onset inside it) by the share of its steps that were slow, and may forecast as
+well as anyone could who knows the law of the cycle (``forecast_after`` episodes). ``tests/bench/cycle.py`` runs the
+same cycles against the real proxy over sockets.
 """
 
 from __future__ import annotations

@@ -80,9 +80,7 @@ def test_a_row_without_a_guard_comes_last_for_its_event():
         assert len(set(guards)) == len(guards)
 
 
-@pytest.mark.parametrize(
-    ("state", "event"), [pair for pair in itertools.product(State, Event) if not rows(*pair)]
-)
+@pytest.mark.parametrize(("state", "event"), [pair for pair in itertools.product(State, Event) if not rows(*pair)])
 def test_an_event_without_a_row_never_changes_the_state(state, event):
     fallback = None if state is State.PRIMARY else "plain"
     before = PolicyState(state=state, fallback=fallback, wake_at=1.0, canary_sent_at=0.5)
@@ -238,7 +236,9 @@ LEARNED = PolicyState(
 )
 
 
-@pytest.mark.parametrize(("probability", "expected"), [(0.2, State.PRIMARY), (0.5, State.PRIMARY), (0.8, State.FALLBACK)])
+@pytest.mark.parametrize(
+    ("probability", "expected"), [(0.2, State.PRIMARY), (0.5, State.PRIMARY), (0.8, State.FALLBACK)]
+)
 def test_the_traffic_leaves_before_a_forecast_collapse_where_that_is_worth_it(probability, expected):
     state, log = run([(0.0, at_risk(probability))], state=LEARNED)
     assert state.state is expected
@@ -460,7 +460,9 @@ def test_the_level_above_is_tried_again_after_a_healthy_hour_and_later_after_a_r
 
 def test_after_a_restart_with_a_fallback_a_canary_decides():
     config = msgspec.structs.replace(ALONE, fallbacks=("plain",))
-    state = PolicyState(state=State.RESTARTING, fallback="plain", restart_began=0.0, restart_level="k4", rerouted_at=0.0)
+    state = PolicyState(
+        state=State.RESTARTING, fallback="plain", restart_began=0.0, restart_level="k4", rerouted_at=0.0
+    )
     state, log = run([(100.0, Event.RESTART_SUCCEEDED)], config, state)
     assert (state.state, state.level, effects(log)) == (State.FALLBACK, "k4", [])
     state, log = run([(102.0, Event.DWELL_ELAPSED), (103.0, Event.CANARY_HEALTHY)], config, state)

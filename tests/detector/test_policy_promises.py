@@ -235,7 +235,8 @@ def test_a_way_back_is_always_open(history):
             )
             state, _ = decide(state, slow, now, config)
         if state.canary_sent_at is not None:
-            state, _ = decide(state, Signal(event=Event.CANARY_HEALTHY, forecast=None), now, config)
+            fast = Signal(event=Event.CANARY_HEALTHY, decode_tokens_per_second=500.0, completion_tokens=1024)
+            state, _ = decide(state, fast, now, config)
         if state.wake_at is not None:
             now = max(now, state.wake_at)
             state, _ = decide(state, Signal(event=Event.DWELL_ELAPSED), now, config)
@@ -262,7 +263,7 @@ def test_a_backend_that_cannot_be_reached_does_not_serve_where_another_can(histo
     assert serving(state, config) in here
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(history=histories)
 def test_where_all_are_bad_the_one_with_the_least_cost_serves(history):
     config = PolicyConfig(mode=Mode.ACT, primary=PRIMARY, fallbacks=FALLBACKS)
