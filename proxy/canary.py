@@ -60,7 +60,7 @@ def _body(policy: config.Policy, model: str, tokens: int) -> bytes:
             "temperature": 0,
             "ignore_eos": True,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }
     )
 

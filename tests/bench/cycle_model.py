@@ -204,6 +204,11 @@ class Outcome:
         """Tokens over time, so the harmonic mean where answers are equally long."""
         return self.tokens / self.seconds
 
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """The same without the time to the first tokens."""
+        return self.tokens / (self.seconds - TTFT_SECONDS * self.requests)
+
     def slow_share(self, after: int = 0) -> float:
         """Share of slow answers from an index on."""
         rates = self.rates[after:]
