@@ -55,7 +55,9 @@ def free_port() -> int:
 
 
 def specbreaker(folder: Path, up: Upstreams) -> Prepared:
-    """Ours, in mode act, all else by default; every time constant is divided by the time scale."""
+    """Ours, in mode act, all else by default. Every time constant on the proxy's clock is divided by the time scale.
+    ``switch_seconds`` is not: it is added to seconds that follow from the engines' own rates, which are engine seconds.
+    """
     port, admin, scale = free_port(), free_port(), up.time_scale
     settings = {
         "server": {"listen": f"127.0.0.1:{port}", "admin": f"127.0.0.1:{admin}"},
@@ -63,13 +65,11 @@ def specbreaker(folder: Path, up: Upstreams) -> Prepared:
             "ask_token_counts": True,
             "interval_seconds": max(0.005, 0.05 / scale),
             "scrape_seconds": 5.0 / scale,
-            # The engine's counters are in engine seconds, arrival times in real ones: use the latter alone.
-            "counting_gap_seconds": 1e6,
+            "counting_gap_seconds": 0.5 / scale,
         },
         "policy": {
             "mode": "act",
             "dwell_seconds": 2.0 / scale,
-            "switch_seconds": 0.5 / scale,
             "verdict_valid_seconds": 120.0 / scale,
             "canary_interval_seconds": 1.0 / scale,
             "max_backoff_seconds": 60.0 / scale,
