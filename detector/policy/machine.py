@@ -202,7 +202,8 @@ def _actions(before: PolicyState, after: PolicyState, signal: Signal, config: Po
         effects.append(Restart(config.primary, after.restart_level))
         what.append(f"restart {config.primary} at level {after.restart_level}")
     if not what:
-        what.append(f"keep {after.fallback or config.primary}")
+        later = " and send the next canary later" if after.state is State.FALLBACK else ""
+        what.append(f"keep {after.fallback or config.primary}{later}")
     text = f"{_why(after, signal)}: "
     if config.mode is Mode.ACT:
         return [*effects, Notice(text + " and ".join(what))]

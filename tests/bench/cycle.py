@@ -64,8 +64,8 @@ acceptance_length = 3.6
 
 
 def primary_of(case: Case, scale: float) -> Emulator:
-    """The engine that may collapse. It tells its own rates, as vLLM does from 0.29 on: they are in engine seconds, while
-    arrival times are real ones, and a mixture of both would be no measurement."""
+    """The engine that may collapse. It tells its own rates, as vLLM does from 0.29 on: they are in engine seconds,
+    while arrival times are real ones, and a mixture of both would be no measurement."""
     scenario: Scenario | str = parse_scenario(STEADY, "steady") if case.scenario == "steady" else case.scenario
     return Emulator(scenario, model="m", time_scale=scale)
 

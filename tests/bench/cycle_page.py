@@ -24,7 +24,9 @@ def line(result: Result) -> str:
     if result.failed:
         return result.failed
     served = f"{result.on_primary} primary, {result.on_fallback} fallback, {result.lost} lost"
-    slow = f"{percent(slow_share(result.rates))} slow, {percent(slow_share(result.rates, LEARNED_AFTER))} in the 2nd half"
+    slow = (
+        f"{percent(slow_share(result.rates))} slow, {percent(slow_share(result.rates, LEARNED_AFTER))} in the 2nd half"
+    )
     return f"{number(result.tokens_per_second)} tok/s; {slow}; {served}; {result.canaries} canaries"
 
 

@@ -184,7 +184,7 @@ def envoy(folder: Path, up: Upstreams) -> Prepared:
     return [*command, "--use-dynamic-base-id"], {}, Running(port=port)
 
 
-def vllm_router(folder: Path, up: Upstreams) -> Prepared:  # noqa: ARG001 - all targets are prepared alike
+def vllm_router(folder: Path, up: Upstreams) -> Prepared:
     """Two workers by load, with its circuit breaker."""
     program = CACHE / "vllm-router" / "bin" / "vllm-router"
     if not program.exists():
