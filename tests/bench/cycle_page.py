@@ -24,10 +24,9 @@ def line(result: Result) -> str:
     if result.failed:
         return result.failed
     served = f"{result.on_primary} primary, {result.on_fallback} fallback, {result.lost} lost"
-    slow = (
-        f"{percent(slow_share(result.rates))} slow, {percent(slow_share(result.rates, LEARNED_AFTER))} in the 2nd half"
-    )
-    return f"{number(result.tokens_per_second)} tok/s; {slow}; {served}; {result.canaries} canaries"
+    slow, learned = slow_share(result.rates), slow_share(result.rates, LEARNED_AFTER)
+    slow_text = f"{percent(slow)} slow, {percent(learned)} in the 2nd half"
+    return f"{number(result.tokens_per_second)} tok/s; {slow_text}; {served}; {result.canaries} canaries"
 
 
 def number(value: float | None, places: int = 1) -> str:
@@ -62,7 +61,8 @@ def _table(run: Run, case: Case) -> str:
     rows = [
         f"## {case.name}: {heading}, fallback {case.fallback_tok_s:g} tok/s, {case.requests} requests",
         "",
-        "| | tok/s | of the oracle | slow answers | slow, 2nd half | on primary | TTFT p99, ms | canary tokens | lost |",
+        "| | tok/s | of the oracle | slow answers | slow, 2nd half | on primary | TTFT p99, ms "
+        "| canary tokens | lost |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in found:

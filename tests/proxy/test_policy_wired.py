@@ -194,7 +194,7 @@ async def test_observe_changes_nothing_whatever_is_forecast() -> None:
 
 
 def test_a_canary_budget_that_cannot_pay_one_canary_is_refused() -> None:
-    with pytest.raises(ConfigError, match="policy.canary_max_tokens: must be at least canary_tokens, which is 64$"):
+    with pytest.raises(ConfigError, match=r"policy\.canary_max_tokens: must be at least canary_tokens, which is 64$"):
         settings("http://127.0.0.1:1", policy__canary_tokens=64, policy__canary_max_tokens=32)
 
 
