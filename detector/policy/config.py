@@ -48,7 +48,7 @@ class PolicyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     verdict_valid_seconds: float = 120.0
     """What was last seen of a backend counts for this long, then the backend is presumed good; > 0."""
 
-    canary_tokens: int = 128
+    canary_tokens: int = 64
     """Tokens that the first canaries ask for; >= 1."""
     canary_max_tokens: int = 1024
     """Tokens that the largest canary asks for; >= canary_tokens."""

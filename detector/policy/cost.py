@@ -2,7 +2,8 @@
 
 An answer of L tokens costs ``L / rate``. On a healthy primary that may be hit by the next collapse it costs
 ``L ((1 - p h) / healthy rate + p h / collapsed rate)``: p is the forecast's probability, h the share of a hit answer
-that is slow. Moving costs the price of a prompt that is read again, spread over the requests that follow.
+that is slow. Without a forecast the rate is what clients lately got from it, hits included. Moving costs the price of a
+prompt that is read again, spread over the requests that follow.
 
 Rates that were never measured are presumed, so that the comparison always has an answer: a fallback to be half as fast
 as the healthy primary, a collapsed backend a third as fast as the same one healthy. So an untried fallback is better
@@ -24,6 +25,8 @@ PRESUMED_FALLBACK_SHARE = 0.5
 PRESUMED_COLLAPSED_SHARE = 1 / 3
 SLOW_SHARE_OF_HIT_ANSWER = 0.5
 """The onset may fall anywhere in the answer."""
+EXPERIENCE_SECONDS = 1800.0
+"""How fast it fades what the primary was worth, while it is not asked."""
 REQUESTS_PER_STAY = 8
 """Over so many requests the price of a move is spread."""
 
@@ -59,12 +62,34 @@ def option(state: PolicyState, name: str, now: float, config: PolicyConfig) -> O
         rate, why, measured = collapsed, "degraded", view.collapsed.tokens_per_second is not None
     else:
         rate, why, measured = healthy, "healthy" if fresh else "presumed healthy", view.healthy.seconds > 0
-        risk = hit_probability(state) if name == config.primary and collapsed < healthy else 0.0
-        if risk > 0:
-            slow = risk * SLOW_SHARE_OF_HIT_ANSWER
-            rate = 1 / ((1 - slow) / healthy + slow / collapsed)
-            why = f"healthy, the next request is hit with probability {risk:.2f}"
+        if name == config.primary:
+            rate, more = _with_collapses(state, healthy, collapsed, now)
+            why += more
     return Option(backend=name, expected_seconds=tokens / rate, tokens_per_second=rate, measured=measured, why=why)
+
+
+def _with_collapses(state: PolicyState, healthy: float, collapsed: float, now: float) -> tuple[float, str]:
+    """Rate of an answer of the healthy primary that the next collapse may hit, and why it is that.
+
+    The forecast says how likely that is. Where there is none, experience does: what stays on the primary have been
+    worth, hits included. It fades while nobody asks the primary, so that it is tried again.
+    """
+    risk = hit_probability(state)
+    if risk > 0:
+        slow = risk * SLOW_SHARE_OF_HIT_ANSWER
+        rate = 1 / ((1 - slow) / healthy + slow / min(healthy, collapsed))
+        return rate, f", the next request is hit with probability {risk:.2f}"
+    lived = state.experienced.tokens_per_second
+    if is_forecast(state) or lived is None or lived >= healthy or state.experienced_at is None:
+        return healthy, ""
+    weight = math.exp(-max(0.0, now - state.experienced_at) / EXPERIENCE_SECONDS)
+    rate = 1 / (weight / lived + (1 - weight) / healthy)
+    return rate, f", collapses included {lived:.0f} tok/s lately"
+
+
+def is_forecast(state: PolicyState) -> bool:
+    """Whether anything is known of the next request to the primary."""
+    return state.forecast is not None and state.forecast.next_request_probability is not None
 
 
 def is_fresh(view: BackendView, now: float, config: PolicyConfig) -> bool:

@@ -9,7 +9,7 @@ from detector.policy import canaries, restarts
 from detector.policy.actions import Action, Notice, Restart, RouteTo, SendCanary
 from detector.policy.config import Mode, PolicyConfig
 from detector.policy.cost import best_fallback, costs_less, hit_probability, primary_is_best
-from detector.policy.memory import noted
+from detector.policy.memory import answered, noted
 from detector.policy.state import PolicyState, Signal
 from detector.policy.transitions import Event, Guard, State, Transition, rows
 from detector.verdict import Phase, Verdict
@@ -28,7 +28,7 @@ def decide(
     canary.
     """
     if _is_straggler(state, signal):
-        return state, []
+        return answered(state, signal, now, config), []
     signal = _overdue_restart(state, signal, now, config)
     if config.mode is not Mode.ACT:
         signal = _as_canary(state, signal)

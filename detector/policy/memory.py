@@ -15,6 +15,7 @@ from detector.policy.transitions import Event, State
 DELIVERED_MEMORY_SECONDS: Final = 600.0
 """Decode time over which what clients got is remembered: some cycles of the published kind."""
 ANSWER_MEMORY: Final = 0.9
+EXPERIENCE_MEMORY: Final = 0.95
 
 CANARY_RESULTS: Final = frozenset({Event.CANARY_HEALTHY, Event.CANARY_DEGRADED, Event.CANARY_FAILED})
 _HEALTHY: Final = frozenset(
@@ -41,7 +42,7 @@ def noted(state: PolicyState, signal: Signal, now: float, config: PolicyConfig) 
     if signal.event in (Event.RESTART_SUCCEEDED, Event.RESTART_FAILED):
         return _note_restart(state, signal, now, config)
     if signal.event in _HEALTHY | _DEGRADED:
-        state = _note_answer(state, signal, config)
+        state = answered(state, signal, now, config)
     if signal.event is Event.DWELL_ELAPSED and state.state is State.FALLBACK and state.canary_sent_at is not None:
         # A canary sent before a restart or a detour over the primary is still out: wait once more for its result.
         return msgspec.structs.replace(state, wake_at=now + config.dwell_seconds)
@@ -105,8 +106,11 @@ def _note_primary(state: PolicyState, signal: Signal, now: float) -> PolicyState
     return msgspec.structs.replace(state, **changes)
 
 
-def _note_answer(state: PolicyState, signal: Signal, config: PolicyConfig) -> PolicyState:
-    """A client's answer: its length, what was delivered, and what it earns for canaries."""
+def answered(state: PolicyState, signal: Signal, now: float, config: PolicyConfig) -> PolicyState:
+    """The state after a client's answer: its length, what was delivered, and what it earns for canaries.
+
+    An answer that decides nothing any more counts too: the one that a collapse hit is what a stay on the primary cost.
+    """
     tokens, rate = signal.completion_tokens, signal.decode_tokens_per_second
     if not tokens:
         return state
@@ -116,7 +120,11 @@ def _note_answer(state: PolicyState, signal: Signal, config: PolicyConfig) -> Po
     delivered = state.delivered
     if rate:
         delivered = delivered.plus(tokens, rate, math.exp(-tokens / rate / DELIVERED_MEMORY_SECONDS))
-    return msgspec.structs.replace(state, answer_tokens=mean, delivered=delivered)
+    changes: dict[str, object] = {"answer_tokens": mean, "delivered": delivered}
+    if signal.event not in _FALLBACK:
+        changes["experienced"] = state.experienced.plus(tokens, rate, EXPERIENCE_MEMORY)
+        changes["experienced_at"] = now
+    return msgspec.structs.replace(state, **changes)
 
 
 def _note_canary(state: PolicyState, signal: Signal, now: float) -> PolicyState:

@@ -78,6 +78,10 @@ class PolicyState(msgspec.Struct, frozen=True, kw_only=True):
     """Mean length of the last answers."""
     delivered: Pace = Pace()
     """What clients got lately, from whichever backend."""
+    experienced: Pace = Pace()
+    """What they got from the primary whenever it had been thought healthy, the answers that a collapse hit included."""
+    experienced_at: float | None = None
+    """Monotonic seconds of the last of these answers."""
 
     canary_sent_at: float | None = None
     """Not None while a canary is out, in whatever state."""

@@ -33,10 +33,19 @@ ACT = PolicyConfig(
     primary="dflash",
     fallbacks=("plain",),
     dwell_seconds=2.0,
+    canary_tokens=128,
     canary_interval_seconds=2.0,
     jitter_share=0.0,
 )
 TWO = msgspec.structs.replace(ACT, fallbacks=("plain", "cloud"))
+
+
+LADDER = (
+    Level(name="k8", num_speculative_tokens=8),
+    Level(name="k4", num_speculative_tokens=4),
+    Level(name="off", num_speculative_tokens=0, tokens_per_second=136.0),
+)
+ALONE = msgspec.structs.replace(ACT, fallbacks=(), ladder=LADDER, restart_seconds=180.0)
 
 
 def run(script, config=ACT, state=None):
@@ -262,6 +271,48 @@ def test_healthy_canaries_do_not_bring_the_traffic_back_while_the_collapse_is_st
     assert run([(3.0, over)], state=away)[0].state is State.PRIMARY
 
 
+def stays(rates, hit_rate, seconds_apart=40.0):
+    """What stays on the primary were like: after the healthy answers each time one that a collapse hit."""
+    state, now = LEARNED, 0.0
+    for rate in [*rates, hit_rate] * 5:
+        now += seconds_apart
+        event = Event.PRIMARY_DEGRADED if rate == hit_rate else Event.PRIMARY_HEALTHY
+        state, _ = run([(now, answer(event, rate))], ALONE, state)
+    return now, msgspec.structs.replace(state, state=State.PROBING, fallback="plain", canary_sent_at=now)
+
+
+@pytest.mark.parametrize(("rates", "expected"), [([220.0] * 6, State.PRIMARY), ([220.0], State.FALLBACK)])
+def test_without_a_forecast_the_primary_is_worth_what_clients_got_from_it(rates, expected):
+    """Six fast answers for each that takes 103 are worth 188 tok/s; one for each that takes 70 is not worth 130."""
+    hit = 103.0 if expected is State.PRIMARY else 70.0
+    now, state = stays(rates, hit)
+    moved, _ = run([(now + 5.0, answer(Event.CANARY_HEALTHY, 220.0, 64))], state=state)
+    assert moved.state is expected
+
+
+def test_experience_fades_while_the_primary_is_not_asked():
+    now, state = stays([220.0], 70.0)
+    later = now + 3600.0
+    state = msgspec.structs.replace(state, canary_sent_at=later)
+    moved, _ = run([(later + 1.0, answer(Event.CANARY_HEALTHY, 220.0, 64))], state=state)
+    assert moved.state is State.PRIMARY
+
+
+def test_a_forecast_is_better_than_experience():
+    now, state = stays([220.0], 70.0)
+    safe = answer(Event.CANARY_HEALTHY, 220.0, 64, forecast=Forecast(next_request_probability=0.0))
+    assert run([(now + 5.0, safe)], state=state)[0].state is State.PRIMARY
+
+
+def test_the_answer_that_a_collapse_hit_counts_as_experience_though_it_decides_nothing():
+    away, _ = run([(0.0, Event.PRIMARY_DEGRADED)], state=LEARNED)
+    hit = answer(Event.PRIMARY_DEGRADED, 103.0, answer_started=-5.0)
+    after, log = run([(14.0, hit)], state=away)
+    assert log == []
+    assert after.experienced.tokens_per_second == pytest.approx(103.0)
+    assert after.delivered.tokens_per_second == pytest.approx(103.0)
+
+
 @pytest.mark.parametrize("probability", [None, math.nan, -1.0])
 def test_a_forecast_that_says_nothing_changes_nothing(probability):
     assert run([(0.0, at_risk(probability))], state=LEARNED)[0].state is State.PRIMARY
@@ -363,12 +414,6 @@ def test_a_relapse_before_one_healthy_answer_keeps_the_canaries_growing():
 
 # ---- restarts --------------------------------------------------------------------------------------------------------
 
-LADDER = (
-    Level(name="k8", num_speculative_tokens=8),
-    Level(name="k4", num_speculative_tokens=4),
-    Level(name="off", num_speculative_tokens=0, tokens_per_second=136.0),
-)
-ALONE = msgspec.structs.replace(ACT, fallbacks=(), ladder=LADDER, restart_seconds=180.0)
 CURED_BY_OFF = frozenset({"speculation_off"})
 
 
