@@ -159,7 +159,7 @@ def _bound(gt: float | None, ge: float | None) -> str:
 def _default(field: types.Field) -> str:
     if field.required:
         return "required"
-    default: Any = field.default
+    default: Any = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
     if default is None:
         return "unset"
     return f"`{msgspec.json.encode(default).decode()}`"
