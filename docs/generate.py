@@ -19,8 +19,8 @@ import msgspec
 from click.testing import CliRunner
 from msgspec import inspect as types
 
+from detector.policy.transitions import transition_diagram
 from detector.stats.cause_table import TABLE, Condition
-from detector.transitions import transition_diagram
 from proxy import config
 from proxy.cli import main
 
@@ -156,12 +156,14 @@ def _type_in_words(kind: types.Type) -> str:
             return ", ".join(f"`{value}`" for value in values)
         case types.VarTupleType(item_type=item):
             return f"list of {_type_in_words(item)}"
-        case types.DictType():
+        case types.DictType(value_type=types.AnyType()):
             return "table"
         case types.BoolType():
             return "boolean"
         case types.StrType():
             return "text"
+        case types.DictType(key_type=key, value_type=value):
+            return f"table of {_type_in_words(key)} to {_type_in_words(value)}"
         case types.IntType(gt=gt, ge=ge, le=le):
             return "integer" + _bound(gt, ge) + (f", ≤ {le:g}" if le is not None else "")
         case types.FloatType(gt=gt, ge=ge):
@@ -178,7 +180,7 @@ def _bound(gt: float | None, ge: float | None) -> str:
 def _default(field: types.Field) -> str:
     if field.required:
         return "required"
-    default: Any = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+    default: Any = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
     if default is None:
         return "unset"
     return f"`{msgspec.json.encode(default).decode()}`"

@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
+from detector.policy.explanation import explain
 from proxy.actions import Actions
 from proxy.control import Control, Watched, request_fields
 from proxy.effects.executor import Executor
@@ -114,8 +115,10 @@ class Admin:
             "serving": self._gateway.routing.order[0].name,
             "mode": control.policy.mode,
             "policy_state": control.state.state,
-            "last_decision": control.last_decision,
-            "last_decision_unix": control.last_decision_at,
+            "last_decision": control.decisions[-1].text if control.decisions else "nothing has been decided yet",
+            "last_decision_unix": control.decisions[-1].at_unix if control.decisions else None,
+            "why": msgspec.to_builtins(explain(control.state, time.monotonic(), control.policy)),
+            "decisions": [msgspec.to_builtins(decision) for decision in control.decisions],
             "next_canary_in_seconds": (
                 None if control.state.wake_at is None else round(max(0.0, control.state.wake_at - time.monotonic()), 3)
             ),

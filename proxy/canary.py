@@ -19,13 +19,14 @@ _numbers = itertools.count(1)
 
 
 async def send_canary(
-    backend: Backend, session: aiohttp.ClientSession, policy: config.Policy, model: str, depth: int | None
+    backend: Backend, session: aiohttp.ClientSession, policy: config.Policy, model: str, tokens: int, depth: int | None
 ) -> Observation:
     """Ask, read, measure. Raises nothing: a canary that gets no whole answer is an Observation that failed.
 
-    depth: num_speculative_tokens of the backend, where it is known.
+    model: a name that clients use. tokens: what it asks for. depth: num_speculative_tokens of the backend, where
+    it is known.
     """
-    body = _body(policy, model)
+    body = _body(policy, backend.settings.models.get(model, model), tokens)
     started = time.monotonic()
     meter = Meter(
         read_request(PATH, body),
@@ -50,16 +51,16 @@ async def send_canary(
     return meter.finish(time.monotonic(), ending)
 
 
-def _body(policy: config.Policy, model: str) -> bytes:
+def _body(policy: config.Policy, model: str, tokens: int) -> bytes:
     return msgspec.json.encode(
         {
             "model": model,
             "messages": [{"role": "user", "content": policy.canary_prompt}],
-            "max_tokens": policy.canary_max_tokens,
+            "max_tokens": tokens,
             "temperature": 0,
             "ignore_eos": True,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }
     )
 

@@ -115,7 +115,7 @@ async def _emulators() -> AsyncIterator[tuple[str, str]]:
 def _announce(proxy: Proxy) -> None:
     settings, policy = proxy.control.config, proxy.control.policy
     _say(settings, f"ready: base_url {proxy.url}/v1 (any OpenAI client), admin {proxy.admin_url}/")
-    if policy.fallback is not None and policy.mode != "act":
+    if policy.fallbacks and policy.mode != "act":
         _say(settings, f"mode {policy.mode}: nothing is switched; --mode act does it")
 
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from proxy.config_base import Bytes, ConfigError, Seconds, Section
+from proxy.config_base import Bytes, ConfigError, PerSecond, Seconds, Section
 from proxy.config_effects import Effects, Level, Supervise, check_effects
 
 __all__ = ["Config", "ConfigError", "json_schema", "load", "parse_address"]
@@ -78,6 +78,9 @@ class Backend(Section, frozen=True):
     that is not streamed."""
     idle_timeout_seconds: Seconds = 60.0
     """Longest silence inside an answer."""
+    models: dict[str, str] = msgspec.field(default_factory=dict)
+    """Names that clients use and the engine's own names for them. A request for another model does not come here while
+    a backend that has it can be tried; with none, every name is passed on as it is."""
     keep_alive_seconds: Seconds = 4.0
     """Idle connections are used again for this long. vLLM closes them after 5 s, so stay below."""
 
@@ -104,15 +107,39 @@ class Policy(Section, frozen=True):
     mode: Literal["observe", "advise", "act"] = "observe"
     """observe: say what would be done. advise: the same as a warning. act: do it."""
     dwell_seconds: Seconds = 2.0
-    """After a switch, how long the fallback serves before the first canary is sent to the primary."""
+    """Least time between two changes of route, and the wait before the first canary."""
+    min_gain_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
+    """The route changes only where the expected cost of an answer falls by more than this share."""
+    switch_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.5
+    """What a conversation pays when it moves and its prompt is read again; part of the expected cost."""
+    verdict_valid_seconds: Seconds = 120.0
+    """What was last seen of a backend counts for this long, then it is presumed good."""
+    canary_interval_seconds: Seconds = 1.0
+    """Wait between the first canaries; later it grows."""
     max_backoff_seconds: Seconds = 60.0
-    """Each failed canary lengthens the wait by half, up to here."""
-    canary_max_tokens: Annotated[int, msgspec.Meta(ge=16)] = 128
-    """Tokens that a canary asks the primary for."""
+    """The wait between canaries grows no further. Also the wait once their budget is used up."""
+    canary_tokens: Annotated[int, msgspec.Meta(ge=16)] = 64
+    """Tokens that the first six canaries ask the primary for. Each later one asks for twice as many: a cycle that
+    counts tokens ends only if tokens flow."""
+    canary_max_tokens: Annotated[int, msgspec.Meta(ge=16)] = 1024
+    """Tokens that the largest canary asks for."""
+    canary_max_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.8
+    """Largest share of the time that canaries may keep the primary busy."""
+    canary_burst_tokens: Annotated[float, msgspec.Meta(ge=16)] = 2048.0
+    """The canaries' budget: what they may ask for without traffic."""
+    canary_traffic_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.6
+    """The budget is refilled by this share of the tokens that clients get."""
     canary_prompt: str = "Write the numbers from one to one hundred as words, separated by commas."
     """What a canary asks. Its answer goes nowhere."""
     canary_timeout_seconds: Seconds = 60.0
     """A canary that is not done by then has failed."""
+    prefill_tokens_per_second: PerSecond = 5000.0
+    """How fast an engine reads a prompt that is not in its cache: with it, a long conversation stays where its prefix
+    is cached, as long as moving costs more than it brings."""
+    sessions_max: Annotated[int, msgspec.Meta(ge=0)] = 10_000
+    """Conversations remembered for that, in memory only. 0: none."""
+    session_header: str = "x-session-id"
+    """Request header that names a conversation, where clients send it; else its first messages tell it apart."""
 
 
 class Record(Section, frozen=True):
@@ -250,6 +277,10 @@ def _check(config: Config, origin: str) -> None:
     if config.backends and sum(backend.role == "primary" for backend in config.backends) != 1:
         raise ConfigError(f'{origin}: backends: exactly one must have role = "primary"')
     check_effects(config.effects, config.ladder, names, origin)
+    smallest = config.policy.canary_tokens
+    for key in ("canary_max_tokens", "canary_burst_tokens"):
+        if getattr(config.policy, key) < smallest:
+            raise ConfigError(f"{origin}: policy.{key}: must be at least canary_tokens, which is {smallest}")
     for key in ("listen", "admin"):
         parse_address(getattr(config.server, key), f"{origin}: server.{key}")
     if (config.server.tls_certificate_file is None) != (config.server.tls_key_file is None):

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from proxy.config_base import Bytes, ConfigError, Seconds, Section
+from proxy.config_base import Bytes, ConfigError, PerSecond, Seconds, Section
 
 AS_GIVEN = "as-given"
 """The level of an engine's own command line."""
@@ -23,6 +23,9 @@ class Level(Section, frozen=True):
     """What it is called in actions, metrics and logs."""
     speculative_config: dict[str, Any] | None = None
     """What --speculative-config says at this level, as a table. None: the engine runs without speculation."""
+    tokens_per_second: PerSecond | None = None
+    """Decode rate of one healthy stream at this level, where you know it. None: what is measured at it; until then the
+    policy does not choose it."""
 
 
 class Supervise(Section, frozen=True):

@@ -11,16 +11,34 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import aiohttp
+import msgspec
 
 from detector.observation import EngineSample, Observation
-from detector.policy import Notice, PolicyState, RouteTo, SendCanary, Signal, decide, serving, signal_of
-from detector.policy_config import Mode, PolicyConfig
-from detector.transitions import Event as PolicyEvent
+from detector.policy import (
+    Action,
+    Level,
+    Mode,
+    Notice,
+    PolicyConfig,
+    PolicyState,
+    Restart,
+    RouteTo,
+    SendCanary,
+    Signal,
+    decide,
+    serving,
+    signal_of,
+)
+from detector.policy import Event as PolicyEvent
+from detector.policy.cost import options, stay_prompt_tokens
+from detector.policy.explanation import Explanation, explain
 from detector.verdict import Episode, Phase, Verdict
 from detector.watch import Watch, WatchConfig
+from proxy import config_effects
 from proxy.canary import send_canary
 from proxy.config import Config
-from proxy.effects.protocol import Notify, Outcome
+from proxy.effects import protocol as effects
+from proxy.effects.protocol import EffectError, Notify, Outcome
 from proxy.events import Event, Events, Left, Measured, Returned, Sampled, Stepped, Unreachable
 from proxy.gateway import Gateway
 from proxy.metrics import Metrics
@@ -31,7 +49,19 @@ from proxy.upstream import Away, Backend
 FAILURES_TO_LEAVE: Final = 2
 """Answers in a row that the engine failed before traffic leaves it. One may be an accident of that request."""
 
+DECISIONS_KEPT: Final = 50
+BYTES_PER_TOKEN: Final = 4
+"""Of a prompt, roughly: it only has to tell long conversations from short ones."""
+
 log = logging.getLogger("specbreaker.control")
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that the policy decided, and the numbers at that moment."""
+
+    at_unix: float
+    text: str
+    explanation: Explanation
 
 
 class Watched:
@@ -67,23 +97,16 @@ class Control:
     ) -> None:
         self.config = config
         self.watched = {name: Watched(backend) for name, backend in backends.items()}
-        fallbacks = [backend.name for backend in config.backends if backend.role == "fallback"]
-        primary = next(backend.name for backend in config.backends if backend.role == "primary")
-        self.policy = PolicyConfig(
-            mode=Mode(config.policy.mode),
-            primary=primary,
-            fallback=fallbacks[0] if fallbacks else None,
-            dwell_seconds=config.policy.dwell_seconds,
-            dwell_max_seconds=max(config.policy.max_backoff_seconds, config.policy.dwell_seconds),
-        )
-        self._others = tuple(backends[name] for name in fallbacks[1:])
+        self.policy = policy_config(config)
         self.state = PolicyState()
-        self.last_decision = "nothing has been decided yet"
-        self.last_decision_at: float | None = None
+        self.begin: Callable[[effects.Action], object] = _nobody_can
+        """Begins an action, or raises EffectError; whoever puts the parts together sets it."""
         self.tell: Callable[[Notify], None] = lambda _: None
         """Tells somebody outside; whoever puts the parts together sets it."""
         self.outcomes: deque[Outcome] = deque(maxlen=20)
         """What came of the last actions, the oldest first."""
+        self.decisions: deque[Decision] = deque(maxlen=DECISIONS_KEPT)
+        """The last ones, the oldest first."""
         self._events = events
         self._gateway = gateway
         self._metrics = metrics
@@ -146,11 +169,9 @@ class Control:
         """An engine that fails answer after answer is left like a collapsed one: a canary finds out when it is back."""
         failed = observation.ending.failed or (observation.status or 0) >= 500
         watched.failures_in_a_row = watched.failures_in_a_row + 1 if failed else 0
-        name = watched.backend.name
-        if watched.failures_in_a_row >= FAILURES_TO_LEAVE and name in (self.policy.primary, self.policy.fallback):
-            primary = name == self.policy.primary
-            event = PolicyEvent.PRIMARY_DEGRADED if primary else PolicyEvent.FALLBACK_DEGRADED
-            self._decide(Signal(event=event, answer_started=observation.started))
+        if watched.failures_in_a_row >= FAILURES_TO_LEAVE:
+            event, name = self._event(watched.backend.name, "DEGRADED"), watched.backend.name
+            self._decide(Signal(event=event, backend=name, answer_started=observation.started))
 
     def _stepped(self, event: Stepped) -> None:
         watched = self.watched[event.backend]
@@ -162,16 +183,22 @@ class Control:
             if verdict is not None and verdict.degraded and not before.degraded:
                 self._verdict(watched, before, verdict)
                 before = verdict
-                primary = event.backend == self.policy.primary
-                degraded = PolicyEvent.PRIMARY_DEGRADED if primary else PolicyEvent.FALLBACK_DEGRADED
-                self._decide(Signal(event=degraded, cause=verdict.cause, answer_started=event.started))
+                signal = Signal(
+                    event=self._event(event.backend, "DEGRADED"),
+                    backend=event.backend,
+                    cause=verdict.cause,
+                    answer_started=event.started,
+                )
+                self._decide(signal)
 
     def _sampled(self, name: str, sample: EngineSample, version: str | None) -> None:
         watched = self.watched[name]
         before = watched.sample
         watched.sample, watched.version = sample, version
         self._metrics.sampled(name, sample)
-        if not watched.reachable:
+        if sample.awake is False:
+            self._reachability(name, False, "sleeps")
+        elif not watched.reachable:
             self._reachability(name, True, "answers again")
         self._recording.engine(name, watched.backend.generation, sample)
         restarted = (
@@ -206,6 +233,9 @@ class Control:
     def _returned(self, name: str, level: str | None, relaunched: bool) -> None:
         watched = self.watched[name]
         watched.level = level or watched.level
+        if name == self.policy.primary and level is not None:
+            # Also where it was restarted by hand, or by nobody.
+            self.state = msgspec.structs.replace(self.state, level=level)
         if relaunched:
             # The next reading is of the new process: it must not count as one more restart.
             watched.sample = None
@@ -228,6 +258,11 @@ class Control:
             text = f"{outcome.effect}: {outcome.detail.partition(chr(10))[0]}"
             self.tell(Notify(text, f"action_{result}", outcome.action.backend, {"seconds": round(outcome.seconds, 3)}))
         self.outcomes.append(outcome)
+        restart = isinstance(outcome.action, effects.Restart) and outcome.action.backend == self.policy.primary
+        if restart and self.state.restart_began is not None:
+            done = outcome.succeeded and not outcome.dry_run
+            event = PolicyEvent.RESTART_SUCCEEDED if done else PolicyEvent.RESTART_FAILED
+            self._decide(Signal(event=event, seconds=outcome.seconds))
         backend = outcome.action.backend
         fields = {
             "effect": outcome.effect,
@@ -243,9 +278,10 @@ class Control:
             log.warning("backend %s: %s", name, reason)
             self._recording.event("notice", name, {"text": reason})
             self._metrics.reachable(name, reachable)
-        role = "PRIMARY" if name == self.policy.primary else "FALLBACK"
-        if name in (self.policy.primary, self.policy.fallback):
-            self._decide(Signal(event=PolicyEvent[f"{role}_{'REACHABLE' if reachable else 'UNREACHABLE'}"]))
+        self._decide(Signal(event=self._event(name, "REACHABLE" if reachable else "UNREACHABLE"), backend=name))
+
+    def _event(self, name: str, what: str) -> PolicyEvent:
+        return PolicyEvent[f"{'PRIMARY' if name == self.policy.primary else 'FALLBACK'}_{what}"]
 
     def _verdict(self, watched: Watched, before: Verdict, verdict: Verdict, degraded_seconds: float = 0.0) -> None:
         name = watched.backend.name
@@ -270,25 +306,35 @@ class Control:
         # Jitter spreads the canaries of many proxies; it is not a secret.
         self.state, actions = decide(self.state, signal, time.monotonic(), self.policy, random.random())
         for action in actions:
-            match action:
-                case Notice(text, level):
-                    log.log(logging.WARNING if level == "warning" else logging.INFO, "%s", text)
-                    self._recording.event("notice", None, {"text": text, "level": level})
-                    self.last_decision, self.last_decision_at = text, time.time()
-                case RouteTo(backend, reason):
-                    self._metrics.switched(self._gateway.routing.order[0].name, backend, reason)
-                    self._recording.event("switch", backend, {"reason": reason, "cause": signal.cause})
-                    self.tell(Notify(f"new requests go to {backend}", "switch", backend, {"reason": reason}))
-                    self.publish()
-                case SendCanary(backend):
-                    self._canary = asyncio.get_running_loop().create_task(self._send_canary(backend))
-                    self._canary.add_done_callback(self._canary_done)
+            self._carry_out(action, signal)
 
-    async def _send_canary(self, name: str) -> None:
+    def _carry_out(self, action: Action, signal: Signal) -> None:
+        match action:
+            case Notice(text, level):
+                log.log(logging.WARNING if level == "warning" else logging.INFO, "%s", text)
+                self._recording.event("notice", None, {"text": text, "level": level})
+                explanation = explain(self.state, time.monotonic(), self.policy)
+                self.decisions.append(Decision(at_unix=time.time(), text=text, explanation=explanation))
+            case RouteTo(backend, reason):
+                self._metrics.switched(self._gateway.routing.order[0].name, backend, reason)
+                self._recording.event("switch", backend, {"reason": reason, "cause": signal.cause})
+                self.tell(Notify(f"new requests go to {backend}", "switch", backend, {"reason": reason}))
+                self.publish()
+            case SendCanary(backend, tokens):
+                self._canary = asyncio.get_running_loop().create_task(self._send_canary(backend, tokens))
+                self._canary.add_done_callback(self._canary_done)
+            case Restart(backend, level):
+                try:
+                    self.begin(effects.Restart(backend, level, "decided by the policy"))
+                except EffectError as error:
+                    log.error("backend %s is not restarted at level %s: %s", backend, level, error)
+                    self._decide(Signal(event=PolicyEvent.RESTART_FAILED))
+
+    async def _send_canary(self, name: str, tokens: int) -> None:
         watched = self.watched[name]
         model = watched.model or await self._first_model(watched.backend)
         depth = watched.sample.num_speculative_tokens if watched.sample is not None else None
-        observation = await send_canary(watched.backend, self._session, self.config.policy, model, depth)
+        observation = await send_canary(watched.backend, self._session, self.config.policy, model, tokens, depth)
         self._metrics.canary(name, observation)
         self._recording.event("canary", name, request_fields(observation))
         self._recording.response(observation, (), 0, 0)
@@ -312,15 +358,19 @@ class Control:
 
     def publish(self) -> None:
         """Give the hot path a new routing table."""
-        first = serving(self.state, self.policy)
-        names = [first]
+        first, names = serving(self.state, self.policy), list[str]()
+        stay_bytes: dict[str, float] = {}
         if self.policy.mode is Mode.ACT:
-            names += [name for name in (self.policy.primary, self.policy.fallback) if name and name != first]
-        order = tuple(self.watched[name].backend for name in names)
-        if self.policy.mode is Mode.ACT:
-            order += self._others
+            now, prefill = time.monotonic(), self.config.policy.prefill_tokens_per_second
+            costs = {one.backend: one.expected_seconds for one in options(self.state, now, self.policy)}
+            names = sorted((name for name in costs if name != first), key=lambda name: costs[name])
+            stay_bytes = {
+                name: BYTES_PER_TOKEN * stay_prompt_tokens(self.state, name, now, self.policy, prefill)
+                for name in names
+            }
+        order = tuple(self.watched[name].backend for name in (first, *names))
         phases = {name: watched.watch.verdict.phase for name, watched in self.watched.items()}
-        self._gateway.routing = Routing(order, phases)
+        self._gateway.routing = Routing(order, phases, stay_bytes)
 
     def phase(self, name: str) -> Phase:
         """Phase of a backend."""
@@ -335,6 +385,39 @@ class Control:
         if self._canary is not None:
             self._canary.cancel()
             await asyncio.gather(self._canary, return_exceptions=True)
+
+
+def _nobody_can(action: effects.Action) -> object:
+    raise EffectError(f"nothing can carry out {action}")
+
+
+def policy_config(config: Config) -> PolicyConfig:
+    """The policy's own settings, from those of the file."""
+    settings = config.policy
+    return PolicyConfig(
+        mode=Mode(settings.mode),
+        primary=next(backend.name for backend in config.backends if backend.role == "primary"),
+        fallbacks=tuple(backend.name for backend in config.backends if backend.role == "fallback"),
+        dwell_seconds=settings.dwell_seconds,
+        min_gain_share=settings.min_gain_share,
+        switch_seconds=settings.switch_seconds,
+        verdict_valid_seconds=settings.verdict_valid_seconds,
+        canary_tokens=settings.canary_tokens,
+        canary_max_tokens=settings.canary_max_tokens,
+        canary_interval_seconds=settings.canary_interval_seconds,
+        canary_max_interval_seconds=max(
+            settings.max_backoff_seconds, settings.dwell_seconds, settings.canary_interval_seconds
+        ),
+        canary_max_share=settings.canary_max_share,
+        canary_burst_tokens=settings.canary_burst_tokens,
+        canary_traffic_share=settings.canary_traffic_share,
+        ladder=tuple(_level(level) for level in config.ladder),
+    )
+
+
+def _level(level: config_effects.Level) -> Level:
+    depth = (level.speculative_config or {}).get("num_speculative_tokens", 0)
+    return Level(name=level.name, num_speculative_tokens=depth, tokens_per_second=level.tokens_per_second)
 
 
 def request_fields(observation: Observation) -> dict[str, object]:

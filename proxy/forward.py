@@ -40,6 +40,9 @@ class Exchange:
         self.over = False
         self.head: ResponseHead | None = None
         self.body: bytes | None = None
+        self._facts: RequestFacts | None = None
+        self._model: str | None = None
+        self._conversation: bytes | None = None
         self._splice: SplicedBody | None = None
         self._candidates: Iterator[Backend] = iter(())
         self._away: Away | None = None
@@ -66,12 +69,15 @@ class Exchange:
             if measure.ask_usage:
                 self._splice = ask_usage(body, facts, token_counts=measure.ask_token_counts)
             self.tap = self.gateway.measurement.begin(self, facts)
+            self._model = facts.model
+            self._conversation = self.gateway.conversation(self.request, body)
+        self._facts = facts
         self.choose()
 
     def choose(self) -> None:
         """Choose a backend, now or once more after waiting for one."""
         self._away = None
-        self._candidates = iter(self.gateway.routing.candidates())
+        self._candidates = iter(self.gateway.candidates(self._facts, self._conversation))
         self._try_next(None)
 
     def upload(self, data: bytes) -> None:
@@ -148,6 +154,10 @@ class Exchange:
         self._connection = connection
         connection.exchange = self
         body = self._splice.body if self._splice is not None else self.body
+        if body is not None:
+            body = backend.named(body, self._model)
+        if self._conversation is not None:
+            self.gateway.sessions.served(self._conversation, backend.name)
         head = messages.request_head(
             self.request,
             netloc=backend.netloc,

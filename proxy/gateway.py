@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Final
 
-from detector.observation import Ending
+from detector.observation import Ending, RequestFacts
 from detector.tap.request import route_of
 from proxy.config import Config
 from proxy.events import Events, Unreachable
@@ -19,6 +19,7 @@ from proxy.messages import Request
 from proxy.metrics import Metrics
 from proxy.routing import Routing
 from proxy.server import ClientConnection
+from proxy.sessions import Sessions
 from proxy.upstream import Backend
 
 SWEEP_SECONDS: Final = 0.25
@@ -42,12 +43,14 @@ class Gateway:
         self.backends = backends
         self.measurement = measurement
         self.routing = Routing((), {})
+        self.sessions = Sessions(settings.policy.sessions_max if len(backends) > 1 else 0)
         self.connections: set[ClientConnection] = set()
         self.holding = Holding(settings.effects.hold_requests, settings.effects.hold_seconds)
         self.draining = False
         self.drained = asyncio.Event()
         """Set when the last connection is gone while draining: every answer was delivered."""
         self._gate = gate
+        self._session_header = settings.policy.session_header.lower().encode("latin-1", "replace")
         self._metrics = metrics
         self._events = events
 
@@ -68,6 +71,17 @@ class Gateway:
         if request.method != b"POST" or route_of(request.path) == "other":
             return False
         return b"json" in (request.field(b"content-type") or b"").lower()
+
+    def conversation(self, request: Request, body: bytes) -> bytes | None:
+        """Key of the conversation that a request belongs to; None where it does not matter."""
+        return self.sessions.key(request.field(self._session_header), body)
+
+    def candidates(self, facts: RequestFacts | None, conversation: bytes | None) -> tuple[Backend, ...]:
+        """Backends to try for a request, in order."""
+        if facts is None:
+            return self.routing.order
+        last = self.sessions.last(conversation) if conversation is not None else None
+        return self.routing.candidates(facts.model, last, facts.body_bytes)
 
     def unreachable(self, backend: Backend, error: Exception) -> None:
         """A connection failed."""

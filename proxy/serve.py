@@ -108,7 +108,7 @@ async def running(config: Config, away: Mapping[str, Away] | None = None) -> Asy
             metrics.backend(name)
         executor = make_executor(config, backends, session, events)
         stack.push_async_callback(executor.close)
-        control.tell = executor.tell
+        control.begin, control.tell = executor.start, executor.tell
         metrics.add_collector(_counts(events, measurement, recording, gateway, executor))
         probes = [
             Probe(backend, session, events, config.measure) for backend in backends.values() if backend.settings.metrics

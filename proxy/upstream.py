@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
+from detector.tap.request import rename_model
 from proxy import config
 
 if TYPE_CHECKING:
@@ -93,6 +94,15 @@ class Backend:
         """Requests ever sent, canaries included: equal before and after means that nothing ran in between."""
         self.connect_failures = 0
         self._idle: list[UpstreamConnection] = []
+
+    def serves(self, model: str) -> bool:
+        """Whether requests for that model may come here."""
+        return not self.settings.models or model in self.settings.models
+
+    def named(self, body: bytes, model: str | None) -> bytes:
+        """A request body with the engine's own name for the client's model."""
+        own = self.settings.models.get(model) if model is not None else None
+        return rename_model(body, own) if own is not None and own != model else body
 
     def acquire(self) -> UpstreamConnection | None:
         """An idle connection that the engine has not had time to close, or None."""

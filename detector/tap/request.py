@@ -160,6 +160,17 @@ def ask_usage(body: bytes, facts: RequestFacts, *, token_counts: bool) -> Splice
     )
 
 
+def rename_model(body: bytes, name: str) -> bytes:
+    """``body`` asking for the model ``name``; every other byte stays as it is; all of them where it names no model."""
+    mark = BYTE_ORDER_MARK if body.startswith(BYTE_ORDER_MARK) else b""
+    text = body.removeprefix(mark)
+    fields = _decode(_BODY, text)
+    if fields is None or not fields.model:
+        return body
+    renamed = _replaced(text, "model", bytes(fields.model), msgspec.json.encode(name), _BODY)
+    return body if renamed is None else mark + renamed
+
+
 def _decode(decoder: msgspec.json.Decoder[_T], raw: msgspec.Raw | bytes) -> _T | None:
     """The value, or None where it is absent or not of the decoder's type."""
     if not raw:

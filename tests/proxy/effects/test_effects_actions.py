@@ -17,10 +17,14 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from upstreams import connected, settings, until
 
+from detector import policy
+from detector.policy import Event as PolicyEvent
+from detector.policy import Signal
 from proxy.config import Config, ConfigError
-from proxy.config_effects import WebhookEffect
+from proxy.config_effects import Level, WebhookEffect
 from proxy.effects import executor
 from proxy.effects.budget import WINDOW_SECONDS, RestartBudget
+from proxy.effects.ladder import Ladder
 from proxy.effects.protocol import Action, Done, EffectError, Notify, Outcome, PlannedEffect, Restart, Sleep, Wake
 from proxy.effects.webhook import Webhook, signature
 from proxy.serve import Proxy, running
@@ -364,3 +368,20 @@ async def test_one_notice_too_many_is_dropped_and_counted(tmp_path: Path, monkey
 async def test_actions_are_plain_structs() -> None:
     for action in (Restart("a", "l"), Sleep("a"), Wake("a"), Notify("t")):
         assert msgspec.json.decode(msgspec.json.encode(action), type=Action) == action
+
+
+async def test_a_restart_that_the_policy_orders_is_begun_and_its_outcome_comes_back(tmp_path: Path) -> None:
+    async with rig(tmp_path) as one:
+        control = one.proxy.control
+        one.proxy.executor.ladder = Ladder((Level(name="off"),))
+        slow = one.proxy.executor.restarts["primary"] = Slow()
+        signals: list[PolicyEvent] = []
+        decide = control._decide
+        control._decide = lambda signal: (signals.append(signal.event), decide(signal))[1]  # type: ignore[method-assign]
+        control.state = msgspec.structs.replace(control.state, restart_began=0.0, restart_level="off")
+        control._carry_out(policy.Restart("primary", "off"), Signal(event=PolicyEvent.PRIMARY_DEGRADED))
+        assert one.proxy.executor.running == Restart("primary", "off", "decided by the policy")
+        slow.go.set()
+        await until(lambda: PolicyEvent.RESTART_SUCCEEDED in signals)
+        control._carry_out(policy.Restart("fallback1", "off"), Signal(event=PolicyEvent.PRIMARY_DEGRADED))
+        assert signals[-1] is PolicyEvent.RESTART_FAILED
