@@ -74,6 +74,8 @@ class Gateway:
 
     def conversation(self, request: Request, body: bytes) -> bytes | None:
         """Key of the conversation that a request belongs to; None where it does not matter."""
+        if len(self.routing.order) == 1:
+            return None
         return self.sessions.key(request.field(self._session_header), body)
 
     def candidates(self, facts: RequestFacts | None, conversation: bytes | None) -> tuple[Backend, ...]:

@@ -45,7 +45,7 @@ def decide(
 
 
 def signal_of(observation: Observation, verdict: Verdict, config: PolicyConfig) -> Signal | None:
-    """The signal that one judged answer gives; None where it gives none (a verdict in between, another backend)."""
+    """The signal that one judged answer gives; None where it gives none (it failed, or nobody knows its backend)."""
     event = _event_of(observation, verdict, config)
     if event is None:
         return None
@@ -66,13 +66,17 @@ def _event_of(observation: Observation, verdict: Verdict, config: PolicyConfig) 
     if observation.canary:
         if observation.ending.failed:
             return Event.CANARY_FAILED
-        return Event.CANARY_DEGRADED if verdict.degraded else Event.CANARY_HEALTHY
+        # A suspicion is not yet an alarm, but no reason to come back either.
+        doubtful = verdict.degraded or verdict.phase is Phase.TRANSITION
+        return Event.CANARY_DEGRADED if doubtful else Event.CANARY_HEALTHY
     if not primary and observation.backend not in config.fallbacks:
         return None
     if verdict.degraded:
         return Event.PRIMARY_DEGRADED if primary else Event.FALLBACK_DEGRADED
-    if verdict.phase is not Phase.HEALTHY or observation.ending.failed:
+    if observation.ending.failed:
         return None
+    if verdict.phase is not Phase.HEALTHY:
+        return Event.ANSWERED
     if not primary:
         return Event.FALLBACK_HEALTHY
     risk = verdict.forecast.next_request_probability if verdict.forecast is not None else None
@@ -118,7 +122,8 @@ def _holds(guard: Guard | None, state: PolicyState, now: float, config: PolicyCo
         case Guard.ANY_FALLBACK:
             return bool(config.fallbacks)
         case Guard.READY_TO_PROBE:
-            return state.canary_sent_at is None and state.wake_at is not None and now >= state.wake_at
+            # While a canary is out, what is remembered of the wait (memory) has moved it ahead.
+            return state.wake_at is not None and now >= state.wake_at
         case Guard.RESTART_PAYS:
             return restarts.restart_choice(state, now, config) is not None
         case Guard.CLIMB_DUE:

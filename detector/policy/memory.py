@@ -41,7 +41,7 @@ def noted(state: PolicyState, signal: Signal, now: float, config: PolicyConfig) 
         return _note_canary(state, signal, now)
     if signal.event in (Event.RESTART_SUCCEEDED, Event.RESTART_FAILED):
         return _note_restart(state, signal, now, config)
-    if signal.event in _HEALTHY | _DEGRADED:
+    if signal.event in _HEALTHY | _DEGRADED | {Event.ANSWERED}:
         state = answered(state, signal, now, config)
     if signal.event is Event.DWELL_ELAPSED and state.state is State.FALLBACK and state.canary_sent_at is not None:
         # A canary sent before a restart or a detour over the primary is still out: wait once more for its result.
@@ -121,7 +121,7 @@ def answered(state: PolicyState, signal: Signal, now: float, config: PolicyConfi
     if rate:
         delivered = delivered.plus(tokens, rate, math.exp(-tokens / rate / DELIVERED_MEMORY_SECONDS))
     changes: dict[str, object] = {"answer_tokens": mean, "delivered": delivered}
-    if signal.event not in _FALLBACK:
+    if signal.event in _ABOUT_PRIMARY or signal.backend == config.primary:
         changes["experienced"] = state.experienced.plus(tokens, rate, EXPERIENCE_MEMORY)
         changes["experienced_at"] = now
     return msgspec.structs.replace(state, **changes)

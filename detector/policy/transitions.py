@@ -45,6 +45,8 @@ class Event(StrEnum):
     RESTART_SUCCEEDED = "restart_succeeded"
     RESTART_FAILED = "restart_failed"
     """Also where nobody has reported on it in time."""
+    ANSWERED = "answered"
+    """An answer ended that says nothing certain of its backend; what it cost counts."""
     DWELL_ELAPSED = "dwell_elapsed"
     """The time that the policy asked to be woken at."""
 

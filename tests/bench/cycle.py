@@ -27,7 +27,7 @@ import msgspec
 import uvloop
 from cycle_client import Answer, ask
 from cycle_results import DIRECT, Case, Result, Run
-from cycle_targets import TARGETS, Missing, Running, Upstreams, started
+from cycle_targets import MOST_TIME_SCALE, PEERS, TARGETS, Missing, Running, Upstreams, started
 from results import quantile
 
 from replay.emulator import Emulator, serving
@@ -40,10 +40,10 @@ THINK_SECONDS = 0.2
 CASES = {
     case.name: case
     for case in (
-        Case(name="requests", scenario="published", fallback_tok_s=130.0),
+        Case(name="requests", scenario="published", fallback_tok_s=130.0, peers=True),
         Case(name="requests, long", scenario="published", fallback_tok_s=130.0, requests=300),
         Case(name="requests, fallback 136", scenario="published", fallback_tok_s=136.0),
-        Case(name="tokens", scenario="published-tokens", fallback_tok_s=130.0),
+        Case(name="tokens", scenario="published-tokens", fallback_tok_s=130.0, peers=True),
         Case(name="steps", scenario="published-steps", fallback_tok_s=130.0),
         Case(name="seconds", scenario="published-seconds", fallback_tok_s=130.0),
         Case(name="healthy", scenario="steady", fallback_tok_s=130.0, null=True),
@@ -129,6 +129,7 @@ def result_of(
         target=name,
         requests=len(answers),
         lost=len(answers) - len(whole),
+        time_scale=scale,
         on_primary=len(primary.log) - len(canaries),
         on_fallback=len(fallback.log),
         tokens_per_second=len(rates) / sum(1 / rate for rate in rates) if rates else None,
@@ -154,8 +155,10 @@ async def run(cases: list[Case], targets: list[str], scale: float) -> list[Resul
     with tempfile.TemporaryDirectory(prefix="specbreaker-cycle-") as folder:
         for case in cases:
             for name in (DIRECT, *targets):
+                if name in PEERS and not case.peers:
+                    continue
                 print(f"{case.name}: {name}", file=sys.stderr, flush=True)
-                result = await measure(case, name, scale, Path(folder))
+                result = await measure(case, name, min(scale, MOST_TIME_SCALE.get(name, scale)), Path(folder))
                 results.append(result)
                 print(f"  {cycle_page.line(result)}", file=sys.stderr, flush=True)
     return results
@@ -177,10 +180,14 @@ def main() -> None:
     parser.add_argument("--targets", metavar="A;B", help="; ".join(TARGETS))
     parser.add_argument("--requests", type=int, metavar="N", help="instead of each case's own number")
     parser.add_argument("--time-scale", type=float, default=None, metavar="S", help="default 10; 20 with --quick")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page and, beside it, its JSON")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="write the page and, beside it, its JSON; not with --quick"
+    )
     options = parser.parse_args()
     scale = options.time_scale or (20.0 if options.quick else 10.0)
     cases = [CASES[name] for name in _chosen(options.cases, CASES, QUICK_CASES if options.quick else tuple(CASES))]
+    if options.targets:
+        cases = [msgspec.structs.replace(case, peers=True) for case in cases]
     if options.requests:
         cases = [msgspec.structs.replace(case, requests=options.requests) for case in cases]
     targets = _chosen(options.targets, TARGETS, QUICK_TARGETS if options.quick else tuple(TARGETS))
@@ -197,7 +204,7 @@ def main() -> None:
         results=results,
     )
     page = cycle_page.page(done)
-    if options.page:
+    if options.page and not options.quick:
         options.page.write_text(page)
         options.page.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(done)))
     print(page)

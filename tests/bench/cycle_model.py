@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 
 from detector.policy import Event, Mode, PolicyConfig, PolicyState, SendCanary, Signal, decide, serving
 from detector.policy.machine import AT_RISK_PROBABILITY
+from detector.stats.clocks import Advance, ClockReading
+from detector.stats.regime import Regime
+from detector.stats.runs import RunRecorder
 from detector.verdict import Forecast
 
 CLOCKS = ("requests", "tokens", "steps", "seconds")
@@ -38,16 +41,24 @@ class Cycle:
     clock: str
     healthy: float
     collapsed: float
+    first_healthy: float | None = None
+    """Length of the first healthy time, where the engine starts in the middle of one."""
     jitter_unit: float = 0.0
     """What one request is worth on this clock; 0: no jitter."""
 
 
 def published(clock: str, *, jitter: bool = False) -> Cycle:
-    """The published cycle of ten requests of 2000 tokens, on one of the clocks."""
+    """The published cycle of ten requests of 2000 tokens, on one of the clocks, as the emulator's scenarios have it."""
     unit = {"requests": 1.0, "tokens": 2000.0, "steps": 2000 / 3.6, "seconds": 2000 / HEALTHY_TOK_S}[clock]
-    lengths = {"requests": (6.548, 3.452), "tokens": (13096, 6904), "steps": (3638, 6900), "seconds": (60, 113)}
+    lengths = {"requests": (6.548, 3.452), "tokens": (11126, 6904), "steps": (3090, 6900), "seconds": (51, 113)}
     healthy, collapsed = lengths[clock]
-    return Cycle(clock=clock, healthy=healthy, collapsed=collapsed, jitter_unit=unit if jitter else 0.0)
+    return Cycle(
+        clock=clock,
+        healthy=healthy,
+        collapsed=collapsed,
+        first_healthy=5.563 if clock == "requests" else None,
+        jitter_unit=unit if jitter else 0.0,
+    )
 
 
 @dataclass(kw_only=True, eq=False)
@@ -118,6 +129,8 @@ class Primary:
     def _next_length(self) -> float:
         if len(self._edges) % 2:
             return self.cycle.collapsed
+        if not self._edges and self.cycle.first_healthy is not None:
+            return self.cycle.first_healthy
         chances = [chance for _, chance in JITTER]
         extra = self._draw.choices([steps for steps, _ in JITTER], chances)[0] if self.cycle.jitter_unit else 0
         return self.cycle.healthy + extra * self.cycle.jitter_unit
@@ -223,6 +236,50 @@ class Outcome:
         self.rates.append(tokens / (seconds - TTFT_SECONDS))
 
 
+class Learned:
+    """The detector's own filter and duration laws (``stats.regime``), told of every answer, canaries included."""
+
+    def __init__(self) -> None:
+        self._regime, self._runs = Regime(), RunRecorder()
+        self._answers = 0
+        self._last_ended = 0.0
+        self._degraded = False
+        self._recovered_at = 0.0
+        """Time of the last change of phase."""
+
+    def ended(self, job: Job, now: float, *, slow: bool) -> None:
+        """Take one answer in; slow is a memoryless verdict on it alone."""
+        clocks = ClockReading(
+            requests=1.0,
+            tokens=job.tokens,
+            steps=job.steps,
+            kv_blocks=job.tokens / 16,
+            seconds=max(0.0, now - self._last_ended),
+        )
+        idle = min(clocks.seconds or 0.0, max(0.0, job.started - self._last_ended))
+        self._last_ended = max(now, self._last_ended)
+        self._runs.add(self._answers, Advance(clocks=clocks, idle_seconds=idle))
+        if slow and not self._degraded and job.started < self._recovered_at:
+            # It began in the last collapse, which explains it: it says nothing of the phase under way.
+            self._regime.update(0.0, clocks)
+            self._answers += 1
+            return
+        self._regime.update(6.0 if slow else -6.0, clocks)
+        if slow != self._degraded:
+            self._recovered_at = now
+            run = self._runs.turn(self._answers)
+            if run is not None:
+                self._regime.learn(run, degraded=self._degraded)
+            self._degraded = slow
+        self._answers += 1
+
+    def risk(self, now: float, tokens: int) -> float:
+        """That a client's request is hit which begins now."""
+        seconds = now - self._last_ended + tokens / HEALTHY_TOK_S
+        advance = ClockReading(requests=1.0, tokens=tokens, steps=tokens / 3.6, kv_blocks=tokens / 16, seconds=seconds)
+        return self._regime.next_degraded_probability(advance)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Detector:
     """How good the modelled detector is."""
@@ -232,6 +289,8 @@ class Detector:
     """Slow steps after which it speaks, in the stream or at the end of the answer."""
     forecast_after: int | None = None
     """Episodes after which it forecasts; None: never."""
+    learned: bool = False
+    """It forecasts what its own filter has learned, not what is true."""
     false_alarm_every: int | None = None
     """Healthy answers between false alarms; None: none."""
 
@@ -263,6 +322,7 @@ class Simulation:
         self._draw = random.Random(seed + 1)
         self._degraded = False
         self._episodes = 0
+        self._learned = Learned() if detector.learned else None
 
     def run(self, requests: int) -> Outcome:
         """Ask that many requests."""
@@ -322,8 +382,10 @@ class Simulation:
             self._degraded = share > 0.2
         elif job.slow_steps >= self.detector.onset_steps or self._false_alarm():
             self._alarm()
+        if self._learned is not None:
+            self._learned.ended(job, self.primary.now, slow=share > 0.2)
         if job.canary:
-            event = Event.CANARY_DEGRADED if self._degraded else Event.CANARY_HEALTHY
+            event = Event.CANARY_DEGRADED if self._degraded or share > 0.2 else Event.CANARY_HEALTHY
         else:
             event = Event.PRIMARY_DEGRADED if self._degraded else Event.PRIMARY_HEALTHY
         self._signal(self._answer(event, rate, job.started, job.tokens))
@@ -334,8 +396,8 @@ class Simulation:
 
     def _answer(self, event: Event, rate: float, started: float, tokens: int | None = None) -> Signal:
         forecast = None
-        if self.detector.forecast_after is not None and self._episodes >= self.detector.forecast_after:
-            risk = self.primary.hit_probability(self._answer_tokens) * 0.95
+        risk = self._risk()
+        if risk is not None:
             forecast = Forecast(next_request_probability=risk, clock=self.primary.cycle.clock)
             if event is Event.PRIMARY_HEALTHY and risk >= AT_RISK_PROBABILITY:
                 event = Event.PRIMARY_AT_RISK
@@ -346,6 +408,13 @@ class Simulation:
             completion_tokens=tokens or self._answer_tokens,
             forecast=forecast,
         )
+
+    def _risk(self) -> float | None:
+        if self._learned is not None:
+            return self._learned.risk(self.primary.now, self._answer_tokens)
+        if self.detector.forecast_after is not None and self._episodes >= self.detector.forecast_after:
+            return 0.95 * self.primary.hit_probability(self._answer_tokens)
+        return None
 
     def _signal(self, signal: Signal) -> None:
         before = self.state.fallback
@@ -400,8 +469,8 @@ def alone(cycle: Cycle, requests: int, *, answer_tokens: int = 2000, seed: int =
 DETECTORS = {
     "end of answer": Detector(),
     "in stream": Detector(in_stream=True),
-    "with forecast": Detector(forecast_after=4),
-    "in stream, forecast": Detector(in_stream=True, forecast_after=4),
+    "in stream, true forecast": Detector(in_stream=True, forecast_after=4),
+    "in stream, learned forecast": Detector(in_stream=True, learned=True),
 }
 
 

@@ -66,19 +66,19 @@ def _table(run: Run, case: Case) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in found:
-        rows.append("| " + " | ".join(_cells(result, oracle)) + " |")
+        rows.append("| " + " | ".join(_cells(result, oracle, run.time_scale)) + " |")
     rows.append(f"| fallback alone (computed) | {case.fallback_tok_s:.1f} |" + " |" * 7)
     if oracle is not None:
         rows.append(f"| oracle (computed) | {oracle:.1f} | 100 % |" + " |" * 6)
     return "\n".join([*rows, ""])
 
 
-def _cells(result: Result, oracle: float | None) -> list[str]:
+def _cells(result: Result, oracle: float | None, scale: float) -> list[str]:
     if result.failed:
         return [result.target, result.failed.replace("|", "/"), *[""] * 7]
     rate = result.tokens_per_second
     return [
-        result.target,
+        f"{result.target} (time x {result.time_scale:g})" if result.time_scale != scale else result.target,
         number(rate),
         percent(rate / oracle) if rate and oracle else "-",
         percent(slow_share(result.rates)),

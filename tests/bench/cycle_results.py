@@ -16,6 +16,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     requests: int = 60
     null: bool = False
     """There is no cycle: nothing may get worse."""
+    peers: bool = False
+    """The peers are measured, too."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +35,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_second: float | None = None
     """All tokens over all decode time: the harmonic mean of the rates."""
     rates: list[float] = []
+    time_scale: float = 1.0
     ttft_p99_ms: float | None = None
     canaries: int = 0
     canary_tokens: int = 0

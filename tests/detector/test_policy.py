@@ -313,6 +313,15 @@ def test_the_answer_that_a_collapse_hit_counts_as_experience_though_it_decides_n
     assert after.delivered.tokens_per_second == pytest.approx(103.0)
 
 
+@pytest.mark.parametrize(("backend", "experienced"), [("dflash", 150.0), ("plain", None)])
+def test_an_answer_that_says_nothing_certain_counts_for_what_was_delivered(backend, experienced):
+    state, log = run([(0.0, answer(Event.ANSWERED, 150.0, backend=backend))])
+    assert log == []
+    assert state.delivered.tokens_per_second == pytest.approx(150.0)
+    assert state.experienced.tokens_per_second == (None if experienced is None else pytest.approx(experienced))
+    assert state.backends == {}
+
+
 @pytest.mark.parametrize("probability", [None, math.nan, -1.0])
 def test_a_forecast_that_says_nothing_changes_nothing(probability):
     assert run([(0.0, at_risk(probability))], state=LEARNED)[0].state is State.PRIMARY
@@ -583,12 +592,14 @@ def observation(**changes):
         ({}, Verdict(forecast=Forecast(next_request_probability=0.0)), Event.PRIMARY_HEALTHY),
         ({}, Verdict(forecast=Forecast()), Event.PRIMARY_HEALTHY),
         ({}, Verdict(phase=Phase.COLLAPSED, degraded=True), Event.PRIMARY_DEGRADED),
-        ({}, Verdict(phase=Phase.RECOVERING), None),
+        ({}, Verdict(phase=Phase.RECOVERING), Event.ANSWERED),
+        ({"backend": "plain"}, Verdict(phase=Phase.TRANSITION), Event.ANSWERED),
         ({"ending": Ending.ENGINE_ABORT}, Verdict(), None),
         ({"backend": "plain"}, Verdict(), Event.FALLBACK_HEALTHY),
         ({"backend": "plain"}, Verdict(phase=Phase.COLLAPSED, degraded=True), Event.FALLBACK_DEGRADED),
         ({"backend": "third"}, Verdict(), None),
         ({"canary": True}, Verdict(phase=Phase.RECOVERING), Event.CANARY_HEALTHY),
+        ({"canary": True}, Verdict(phase=Phase.TRANSITION), Event.CANARY_DEGRADED),
         ({"canary": True}, Verdict(phase=Phase.COLLAPSED, degraded=True), Event.CANARY_DEGRADED),
         ({"canary": True, "ending": Ending.CONNECT_FAILED}, Verdict(), Event.CANARY_FAILED),
     ],
