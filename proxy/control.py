@@ -79,6 +79,8 @@ class Watched:
         self.level: str | None = None
         """The level of the ladder that it was last started at; None: not started by us."""
         self.failures_in_a_row = 0
+        self.recovered_at = float("-inf")
+        """Monotonic seconds at which the last collapse was seen to be over."""
         self.episodes_counted = 0
 
 
@@ -154,8 +156,13 @@ class Control:
         self._metrics.observed(observation)
         if not watched.reachable and observation.status is not None:
             self._reachability(observation.backend, True, "answers again")
-        before = watched.watch.verdict
+        before, cycle, rebases = watched.watch.verdict, watched.watch.cycle, watched.watch.rebases
         verdict = watched.watch.update(observation)
+        self._metrics.outlook(observation.backend, watched.watch.cycle, verdict.forecast)
+        if watched.watch.cycle.verdict != cycle.verdict:
+            self._cycle_judged(watched)
+        if watched.watch.rebases > rebases:
+            self._notice(observation.backend, "was degraded for so long that this is its new reference")
         degraded_seconds = (observation.decode_seconds or 0.0) if verdict.degraded else 0.0
         self._verdict(watched, before, verdict, degraded_seconds)
         if log.isEnabledFor(logging.DEBUG):
@@ -164,6 +171,19 @@ class Control:
         if signal is not None:
             self._decide(signal)
         self._count_failures(watched, observation)
+
+    def _cycle_judged(self, watched: Watched) -> None:
+        cycle, name = watched.watch.cycle, watched.backend.name
+        fields: dict[str, object] = {"e_value": round(cycle.e_value, 3), "clock": cycle.clock}
+        fields |= {f"period_{clock}": round(period.estimate, 3) for clock, period in cycle.periods.items()}
+        log.warning("backend %s: its collapses are %s", name, cycle.verdict.replace("_", " "), extra={"fields": fields})
+        self._recording.event("cycle", name, {"verdict": cycle.verdict, **fields})
+        self.tell(Notify(f"backend {name}: collapses are {cycle.verdict}", "cycle", name, fields))
+
+    def _notice(self, name: str, text: str) -> None:
+        log.warning("backend %s %s", name, text)
+        self._recording.event("notice", name, {"text": text})
+        self.tell(Notify(f"backend {name} {text}", "notice", name))
 
     def _count_failures(self, watched: Watched, observation: Observation) -> None:
         """An engine that fails answer after answer is left like a collapsed one: a canary finds out when it is back."""
@@ -175,7 +195,8 @@ class Control:
 
     def _stepped(self, event: Stepped) -> None:
         watched = self.watched[event.backend]
-        if event.generation != watched.backend.generation:
+        if event.generation != watched.backend.generation or event.started < watched.recovered_at:
+            # Of an older process, or of an answer that the last collapse hit: slow still, for a reason that is over.
             return
         before = watched.watch.verdict
         for step in event.steps:
@@ -195,6 +216,7 @@ class Control:
         watched = self.watched[name]
         before = watched.sample
         watched.sample, watched.version = sample, version
+        watched.watch.update_engine(sample)
         self._metrics.sampled(name, sample)
         if sample.awake is False:
             self._reachability(name, False, "sleeps")
@@ -285,6 +307,8 @@ class Control:
 
     def _verdict(self, watched: Watched, before: Verdict, verdict: Verdict, degraded_seconds: float = 0.0) -> None:
         name = watched.backend.name
+        if before.degraded and not verdict.degraded:
+            watched.recovered_at = time.monotonic()
         if verdict.phase is not before.phase:
             level = logging.WARNING if verdict.degraded else logging.INFO
             evidence = {key: round(value, 4) for key, value in verdict.evidence.items()}

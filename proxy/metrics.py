@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
@@ -10,7 +11,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from detector.observation import Ending, EngineSample, Observation
-from detector.verdict import Cause, Episode, Phase, Verdict
+from detector.stats.clocks import Clock
+from detector.stats.cycle import CycleVerdict
+from detector.verdict import Cause, Episode, Forecast, Phase, Verdict
 from proxy.effects.protocol import Outcome, Restart
 from proxy.version import VERSION
 
@@ -46,6 +49,13 @@ class Metrics:
         self._episodes = self._counter("episodes", "Collapses that were seen.", "backend", "cause")
         self._collapse = self._counter("collapse_seconds", "Decode time spent in degraded phases.", "backend")
         self._lost = self._counter("tokens_lost", "Tokens that the healthy rate would have added.", "backend")
+        self._cycle_evalue = self._gauge("cycle_evalue", "Evidence that collapses come in a cycle.", "backend")
+        self._cycle_period = self._gauge(
+            "cycle_period", "Mean length of the cycle on each clock, while one is certified.", "backend", "clock"
+        )
+        self._next_degraded = self._gauge(
+            "next_degraded_probability", "That the next request to the backend is degraded; NaN: unknown.", "backend"
+        )
         self._switches = self._counter("switches", "Changes of route.", "from", "to", "reason")
         self._canaries = self._counter("canaries", "Canaries, by how they ended.", "backend", "result")
         self._canary_tokens = self._counter("canary_tokens", "Tokens that canaries had generated.", "backend")
@@ -62,6 +72,8 @@ class Metrics:
         for result in ("succeeded", "failed"):
             self._restarts.labels(result)
         self._levels: dict[str, str] = {}
+        self._periods: dict[str, set[Clock]] = {}
+        """Clocks whose period is exported, by backend."""
         self._judged: dict[str, tuple[Phase, bool]] = {}
         self._seen_episodes: dict[str, tuple[int, float]] = {}
         self._info = Info("specbreaker_build", "Version.", registry=self.registry)
@@ -88,6 +100,8 @@ class Metrics:
             self._episodes.labels(name, cause)
         self._degraded.labels(name).set(0)
         self._reachable.labels(name).set(1)
+        self._cycle_evalue.labels(name).set(1)
+        self._next_degraded.labels(name).set(math.nan)
         for counter in (self._collapse, self._lost, self._generated, self._decode, self._steps):
             counter.labels(name)
 
@@ -157,6 +171,17 @@ class Metrics:
                 self._lost.labels(backend).inc(lost - lost_before)
                 lost_before = lost
         self._seen_episodes[backend] = (seen, lost_before)
+
+    def outlook(self, backend: str, cycle: CycleVerdict, forecast: Forecast | None) -> None:
+        """What is known of the backend's cycle, and what is expected of it."""
+        self._cycle_evalue.labels(backend).set(cycle.e_value)
+        probability = forecast.next_request_probability if forecast is not None else None
+        self._next_degraded.labels(backend).set(math.nan if probability is None else probability)
+        for clock, period in cycle.periods.items():
+            self._cycle_period.labels(backend, clock).set(period.estimate)
+        for clock in self._periods.pop(backend, set()) - set(cycle.periods):
+            self._cycle_period.remove(backend, clock)
+        self._periods[backend] = set(cycle.periods)
 
     def switched(self, source: str, target: str, reason: str) -> None:
         """Traffic moved."""

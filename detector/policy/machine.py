@@ -56,9 +56,16 @@ def signal_of(observation: Observation, verdict: Verdict, config: PolicyConfig) 
         decode_tokens_per_second=observation.decode_tokens_per_second,
         completion_tokens=observation.completion_tokens,
         cause=verdict.cause,
-        remedies=restarts.REMEDIES.get(verdict.cause, frozenset()) if verdict.cause else frozenset(),
+        remedies=_remedies(verdict),
         forecast=verdict.forecast,
     )
+
+
+def _remedies(verdict: Verdict) -> frozenset[str]:
+    """What the diagnosis allows; where there is none, what its cause usually does."""
+    if verdict.why:
+        return frozenset(verdict.remedies)
+    return restarts.REMEDIES.get(verdict.cause, frozenset()) if verdict.cause else frozenset()
 
 
 def _event_of(observation: Observation, verdict: Verdict, config: PolicyConfig) -> Event | None:
