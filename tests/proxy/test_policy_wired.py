@@ -65,7 +65,7 @@ def judged(proxy: Proxy, backend: str, verdict: Verdict) -> None:
     watch = proxy.control.watched[backend].watch
 
     def update(_: Observation) -> Verdict:
-        watch._state.verdict = verdict
+        watch._verdict = verdict
         return verdict
 
     watch.update = update  # type: ignore[method-assign]
