@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 import aiohttp
 import msgspec
 from aiohttp import web
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from proxy import metrics as series
 from proxy.admin import Admin
@@ -87,6 +87,7 @@ async def running(config: Config) -> AsyncIterator[Proxy]:
         for name in backends:
             metrics.backend(name)
         metrics.add_collector(_counts(events, measurement, recording))
+        metrics.add_collector(_serving(gateway))
         probes = [
             Probe(backend, session, events, config.measure) for backend in backends.values() if backend.settings.metrics
         ]
@@ -179,6 +180,18 @@ def _counts(events: Events, measurement: Measurement, recording: Recording) -> C
             yield series.counter("record_bytes", "Bytes written to session files.", counts.bytes_written)
             yield series.counter("record_dropped", "Records not written.", sum(counts.dropped.values()))
             yield series.gauge("record_queued", "Records waiting to be written.", counts.queued)
+
+    return collect
+
+
+def _serving(gateway: Gateway) -> Callable[[], Iterable[Metric]]:
+    def collect() -> Iterable[Metric]:
+        text = "1 while new requests go to this fallback."
+        family = GaugeMetricFamily("specbreaker_fallback_serving", text, labels=["backend"])
+        for backend in gateway.backends:
+            if backend.settings.role == "fallback":
+                family.add_metric([backend.name], float(backend is gateway.routing.order[0]))
+        yield family
 
     return collect
 
