@@ -18,6 +18,7 @@ from aiohttp import web
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from proxy import metrics as series
+from proxy.activation import inherited_socket
 from proxy.admin import Admin
 from proxy.config import Config, ConfigError, parse_address
 from proxy.control import Control
@@ -28,10 +29,13 @@ from proxy.measure import Measurement
 from proxy.metrics import Metrics
 from proxy.probes import Probe
 from proxy.recording import Recording
+from proxy.reload import Reload
 from proxy.server import ClientConnection
 from proxy.upstream import Backend
 
 BACKLOG = 1024
+FIRST_REQUEST_SECONDS = 1.0
+"""How long a drain waits for the first request of a connection that was made just before."""
 
 log = logging.getLogger("specbreaker.serve")
 
@@ -39,12 +43,15 @@ log = logging.getLogger("specbreaker.serve")
 class Proxy:
     """A running proxy: its addresses, and how to end it."""
 
-    def __init__(self, gateway: Gateway, control: Control, url: str, admin_url: str, config: Config) -> None:
+    def __init__(
+        self, gateway: Gateway, control: Control, url: str, admin_url: str, config: Config, reload: Reload
+    ) -> None:
         self.gateway = gateway
         self.control = control
         self.url = url
         """http://HOST:PORT of the serving port."""
         self.admin_url = admin_url
+        self.reload = reload
         self._config = config
         self._server: asyncio.Server | None = None
 
@@ -58,13 +65,19 @@ class Proxy:
         await asyncio.sleep(self._config.server.drain_delay_seconds)
         if self._server is not None:
             self._server.close()
-        for connection in tuple(self.gateway.connections):
-            if not connection.busy:
-                connection.close()
+        self._close_idle(but_fresh=True)
+        if any(connection.fresh for connection in self.gateway.connections):
+            await asyncio.sleep(FIRST_REQUEST_SECONDS)
+            self._close_idle()
         if self.gateway.connections:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.server.drain_seconds):
                     await self.gateway.drained.wait()
+
+    def _close_idle(self, *, but_fresh: bool = False) -> None:
+        for connection in tuple(self.gateway.connections):
+            if not connection.busy and not (but_fresh and connection.fresh):
+                connection.close()
 
 
 @contextlib.asynccontextmanager
@@ -96,7 +109,8 @@ async def running(config: Config) -> AsyncIterator[Proxy]:
         stack.push_async_callback(_stop, tasks)
         admin_url = await _listen_admin(stack, config, Admin(control, gateway, metrics, recording))
         server, url = await _listen(config, gateway, tls)
-        proxy = Proxy(gateway, control, url, admin_url, config)
+        reload = Reload(control, gateway, measurement, probes, metrics)
+        proxy = Proxy(gateway, control, url, admin_url, config, reload)
         proxy.listens_with(server)
         stack.push_async_callback(_close, server, gateway)
         for work in (control.run(), measurement.run(), gateway.sweep(), *(probe.run() for probe in probes)):
@@ -105,13 +119,16 @@ async def running(config: Config) -> AsyncIterator[Proxy]:
 
 
 async def _listen(config: Config, gateway: Gateway, tls: ssl.SSLContext | None) -> tuple[asyncio.Server, str]:
-    host, port = parse_address(config.server.listen, "server.listen")
-    try:
-        server = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(gateway), host, port, ssl=tls, backlog=BACKLOG
-        )
-    except OSError as error:
-        raise ConfigError(f"server.listen: {config.server.listen}: {_reason(error)}") from None
+    loop = asyncio.get_running_loop()
+    inherited = inherited_socket(os.environ)
+    if inherited is not None:
+        server = await loop.create_server(lambda: ClientConnection(gateway), sock=inherited, ssl=tls, backlog=BACKLOG)
+    else:
+        host, port = parse_address(config.server.listen, "server.listen")
+        try:
+            server = await loop.create_server(lambda: ClientConnection(gateway), host, port, ssl=tls, backlog=BACKLOG)
+        except OSError as error:
+            raise ConfigError(f"server.listen: {config.server.listen}: {_reason(error)}") from None
     return server, _url(server.sockets[0].getsockname(), "https" if tls else "http")
 
 
@@ -196,8 +213,11 @@ def _serving(gateway: Gateway) -> Callable[[], Iterable[Metric]]:
     return collect
 
 
-async def serve(config: Config, ready: Callable[[Proxy], None]) -> None:
-    """Run until SIGTERM or SIGINT, then drain; a second signal ends at once. Raises ConfigError."""
+async def serve(config: Config, ready: Callable[[Proxy], None], read: Callable[[], Config]) -> None:
+    """Run until SIGTERM or SIGINT, then drain; a second signal ends at once. SIGHUP: reload what ``read`` gives.
+
+    Raises ConfigError.
+    """
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     again = asyncio.Event()
@@ -209,6 +229,7 @@ async def serve(config: Config, ready: Callable[[Proxy], None]) -> None:
         loop.add_signal_handler(number, on_signal)
     async with running(config) as proxy:
         _settle_garbage_collection()
+        loop.add_signal_handler(signal.SIGHUP, proxy.reload, read)
         ready(proxy)
         await asked.wait()
         log.info("draining: %d requests in flight", proxy.gateway.in_flight)
