@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -51,9 +52,24 @@ def selectors(expression: str) -> list[tuple[str, set[str]]]:
     return [(name, set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))) for name, matchers in found]
 
 
+def read_yaml_with_tags(path: Path) -> Any:
+    """A YAML file with tags of compose's own, which are left out of what is read."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor("!", _untagged)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader)
+
+
+def _untagged(loader: yaml.SafeLoader, _: str, node: yaml.Node) -> Any:
+    return loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else None
+
+
 def installed(program: str) -> str:
     """Path of a program that `make operations` installs; the test is skipped, and says so, where it is missing."""
-    path = shutil.which(program, path="/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "specbreaker-operations/bin"
+    path = shutil.which(program, path=f"{cache}:/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin")
     if path is None:
         pytest.skip(f"{program} is not installed (make operations installs it)")
     return path

@@ -7,7 +7,7 @@ import signal
 import socket
 
 from served import activated
-from upstreams import STREAM_HEAD, Client, Peer, chunked, event, opened, upstream
+from upstreams import STREAM_HEAD, Peer, chunked, event, opened, upstream
 
 STREAMS = 200
 """Half of them begin before the change, half after it."""
@@ -59,8 +59,8 @@ async def wait_for(begun: asyncio.Semaphore, count: int) -> None:
 
 async def test_two_hundred_streams_over_a_change_of_processes() -> None:
     engine, begun, stop = Engine(), asyncio.Semaphore(0), asyncio.Event()
-    async with upstream(engine) as upstream_url, asyncio.TaskGroup() as tasks:
-        with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        async with upstream(engine) as upstream_url, asyncio.TaskGroup() as tasks:
             with activated(listener, "--upstream", upstream_url) as old:
                 short = tasks.create_task(ask_all_the_time(old.url, stop))
                 streams = [tasks.create_task(stream(old.url, begun)) for _ in range(STREAMS // 2)]

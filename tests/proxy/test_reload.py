@@ -22,7 +22,8 @@ ONE = Config(backends=(Backend(name="a", url="http://h:1"),))
     ("new", "changed"),
     [
         (ONE, []),
-        (msgspec.structs.replace(ONE, policy=Policy(mode="act", dwell_seconds=5)), ["policy.mode", "policy.dwell_seconds"]),
+        (msgspec.structs.replace(ONE, policy=Policy(mode="act")), ["policy.mode"]),
+        (msgspec.structs.replace(ONE, measure=Measure(scrape_seconds=1)), ["measure.scrape_seconds"]),
         (msgspec.structs.replace(ONE, backends=(Backend(name="a", url="http://h:2"),)), ["backends[0].url"]),
         (msgspec.structs.replace(ONE, backends=()), ["backends"]),
         (msgspec.structs.replace(ONE, server=Server(allow_control_routes=("/x",))), ["server.allow_control_routes"]),
