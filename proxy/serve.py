@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
+from proxy import agent_check
 from proxy import metrics as series
 from proxy.activation import inherited_socket
 from proxy.admin import Admin
@@ -108,6 +109,7 @@ async def running(config: Config) -> AsyncIterator[Proxy]:
         tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(_stop, tasks)
         admin_url = await _listen_admin(stack, config, Admin(control, gateway, metrics, recording))
+        await _listen_agent(stack, config, gateway, control)
         server, url = await _listen(config, gateway, tls)
         reload = Reload(control, gateway, measurement, probes, metrics)
         proxy = Proxy(gateway, control, url, admin_url, config, reload)
@@ -143,6 +145,16 @@ async def _listen_admin(stack: contextlib.AsyncExitStack, config: Config, admin:
     except OSError as error:
         raise ConfigError(f"server.admin: {config.server.admin}: {_reason(error)}") from None
     return _url(runner.addresses[0], "http")
+
+
+async def _listen_agent(stack: contextlib.AsyncExitStack, config: Config, gateway: Gateway, control: Control) -> None:
+    if config.server.agent is None:
+        return
+    host, port = parse_address(config.server.agent, "server.agent")
+    try:
+        stack.callback((await agent_check.listen(host, port, gateway, control)).close)
+    except OSError as error:
+        raise ConfigError(f"server.agent: {config.server.agent}: {_reason(error)}") from None
 
 
 def _reason(error: OSError) -> str:

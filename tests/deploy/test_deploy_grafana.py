@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import runpy
+import subprocess
+from pathlib import Path
 from typing import Any
 
-from deployed import DEPLOY, document, known_metrics, selectors
+import pytest
+from deployed import DEPLOY, document, installed, known_metrics, selectors
 
 GRAFANA = DEPLOY / "grafana"
 BUILD = runpy.run_path(str(GRAFANA / "build.py"))
@@ -32,6 +36,20 @@ def test_every_expression_reads_metrics_and_labels_that_exist() -> None:
             grouped = set(re.findall(r"\w+", ",".join(re.findall(r"by \(([^)]*)\)", target["expr"]))))
             assert grouped <= {"job", "instance", "le", *itertools.chain(*(known[name] for name, _ in read))}
             assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= grouped, panel["title"]
+
+
+@pytest.mark.operations
+def test_promtool_reads_every_expression(tmp_path: Path) -> None:
+    expressions = [target["expr"] for panel in PANELS for target in panel["targets"]]
+    rules = [
+        {"record": f"panel:{number}", "expr": re.sub(r"\$__(rate_)?interval", "1m", expression)}
+        for number, expression in enumerate(expressions)
+    ]
+    file = tmp_path / "rules.json"
+    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    command = [installed("promtool"), "check", "rules", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_panels_are_numbered_and_do_not_overlap() -> None:

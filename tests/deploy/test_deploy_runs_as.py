@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import yaml
 from deployed import DEPLOY, ROOT, document, installed, read_yaml_with_tags
+from monitoring import free_port, process
+from served import SPECBREAKER
+from upstreams import answering, opened, until_true, upstream
 
 from proxy.config import Config, load
 
@@ -149,6 +152,24 @@ def run(*command: str | Path) -> str:
 def test_systemd_rates_the_unit_as_safe() -> None:
     said = run(installed("systemd-analyze"), "security", "--offline=true", "--threshold=19", UNIT)
     assert re.search(r"exposure level .*: [01]\.\d OK", said)
+
+
+@pytest.mark.operations
+async def test_systemd_hands_the_socket_over(tmp_path: Path) -> None:
+    """The request that wakes the service is the first one that it answers."""
+    port, log = free_port(), tmp_path / "log"
+    async with upstream(answering([])) as url:
+        service = (SPECBREAKER, "serve", "--upstream", url, "--admin", "127.0.0.1:0")
+        command = (installed("systemd-socket-activate"), "-l", f"127.0.0.1:{port}", "-E", "PYTHONPATH", *service)
+        with process(*command, log=log):
+
+            async def listening() -> bool:
+                return b"Listening" in log.read_bytes()
+
+            await until_true(listening)
+            async with opened(f"http://127.0.0.1:{port}") as client:
+                await client.post()
+                assert (await client.head())[0] == 200
 
 
 @pytest.mark.operations
