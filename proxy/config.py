@@ -37,8 +37,6 @@ class Server(Section, frozen=True):
     """HOST:PORT of the serving port: what clients use as base_url (with /v1)."""
     admin: str = "127.0.0.1:8901"
     """HOST:PORT of the admin port: /healthz /readyz /metrics /status /explain."""
-    agent: str | None = None
-    """HOST:PORT that answers HAProxy's agent-check. None: no such port."""
     api_key_file: str | None = None
     """File of accepted client keys, one per line. None: the engine's own key check is the only one."""
     tls_certificate_file: str | None = None
@@ -61,6 +59,8 @@ class Server(Section, frozen=True):
     """After SIGTERM, how long /readyz says 503 before new connections are refused. Behind a balancer: 5."""
     drain_seconds: Seconds = 300.0
     """After that, how long running answers may take to finish."""
+    agent: str | None = None
+    """HOST:PORT that answers HAProxy's agent-check. None: no such port."""
 
 
 class Backend(Section, frozen=True):
@@ -230,11 +230,12 @@ def _check(config: Config, origin: str) -> None:
             raise ConfigError(f"{place}.api_key_env: the variable {backend.api_key_env} is not set")
     if config.backends and sum(backend.role == "primary" for backend in config.backends) != 1:
         raise ConfigError(f'{origin}: backends: exactly one must have role = "primary"')
-    for key in ("listen", "admin", "agent"):
-        if (address := getattr(config.server, key)) is not None:
-            parse_address(address, f"{origin}: server.{key}")
+    for key in ("listen", "admin"):
+        parse_address(getattr(config.server, key), f"{origin}: server.{key}")
     if (config.server.tls_certificate_file is None) != (config.server.tls_key_file is None):
         raise ConfigError(f"{origin}: server: tls_certificate_file and tls_key_file go together")
+    if config.server.agent is not None:
+        parse_address(config.server.agent, f"{origin}: server.agent")
 
 
 def parse_address(text: str, place: str = "address") -> tuple[str, int]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from detector.policy_config import Mode
+from detector.policy_config import Mode, PolicyConfig
 from proxy import logs
 from proxy.config import Config, ConfigError
 from proxy.control import Control
@@ -46,30 +46,34 @@ class Reload:
             new = read()
             changed = list(changed_keys(old, new))
             refuse_fixed(changed)
-        except ConfigError as error:
+            policy = self._new_policy(new)
+        except ValueError as error:  # ConfigError is one; the policy's own settings raise others
             log.error("configuration not reloaded: %s", error)
             self._metrics.reloaded(accepted=False)
             return False
-        self._put_in_force(new)
+        self._put_in_force(new, policy)
         self._metrics.reloaded(accepted=True)
         log.info("configuration reloaded: %s", ", ".join(changed) or "nothing has changed")
         return True
 
-    def _put_in_force(self, config: Config) -> None:
+    def _new_policy(self, config: Config) -> PolicyConfig:
+        """The policy's own settings for the new configuration. Raises ValueError where they are out of range."""
+        settings = config.policy
+        return msgspec.structs.replace(
+            self._control.policy,
+            mode=Mode(settings.mode),
+            dwell_seconds=settings.dwell_seconds,
+            dwell_max_seconds=max(settings.max_backoff_seconds, settings.dwell_seconds),
+        )
+
+    def _put_in_force(self, config: Config, policy: PolicyConfig) -> None:
         self._gateway.settings = config
         self._measurement.configure(config.measure)
         for probe in self._probes:
             probe.configure(config.measure)
         logs.set_up(config.log)
-        control = self._control
-        control.config = config
-        control.policy = msgspec.structs.replace(
-            control.policy,
-            mode=Mode(config.policy.mode),
-            dwell_seconds=config.policy.dwell_seconds,
-            dwell_max_seconds=max(config.policy.max_backoff_seconds, config.policy.dwell_seconds),
-        )
-        control.publish()
+        self._control.config, self._control.policy = config, policy
+        self._control.publish()
 
 
 def changed_keys(old: Any, new: Any, place: str = "") -> Iterator[str]:
