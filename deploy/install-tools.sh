@@ -2,6 +2,7 @@
 # Installs what `make operations` runs: Prometheus, Alertmanager and HAProxy from Debian (as root), the rest into
 # ~/.cache/specbreaker-operations. A tool that cannot be had is named, and the tests that need it are skipped.
 set -uo pipefail
+unset PYTHONPATH PYTHONHOME # pip would take packages from there for installed ones
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/specbreaker-operations"
 mkdir -p "$cache/bin"
 
