@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from detector.stats.sample import Sample
@@ -11,11 +13,20 @@ MAX_EPISODES = 256
 """Episodes that are kept; the oldest go first."""
 
 
+class Boundary(msgspec.Struct, frozen=True):
+    """A change of phase that the rules without memory saw: what a test for a cycle, and a log, want to know."""
+
+    kind: Literal["opened", "closed", "resumed", "rebased"]
+    request: int
+    """First collapsed request (opened), first healthy one (closed), or the one that decided."""
+
+
 class Account(msgspec.Struct, kw_only=True):
     """Running totals of a row of suspicious answers, which may become an episode or go on with one."""
 
     onset_request: int
     onset_step: int | None = None
+    answers: int = 0
     tokens: float = 0.0
     verify_steps: float = 0.0
     timed_steps: float = 0.0
@@ -28,6 +39,7 @@ class Account(msgspec.Struct, kw_only=True):
         healthy_rate: tokens per second that the healthy backend would have given at this load. Tokens lost are decode
         seconds x (healthy rate - actual rate); an answer that was faster than healthy lost none.
         """
+        self.answers += 1
         # Answers of unknown length weigh alike.
         steps = sample.verify_steps if sample.verify_steps is not None else 1.0
         if sample.acceptance_length is not None:

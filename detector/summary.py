@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from detector.observation import Observation, Step
+from detector.stats.cycle import CycleVerdict
 from detector.verdict import Episode
 from detector.watch import Watch, WatchConfig
 
@@ -19,7 +20,7 @@ def summarise(
 
     ``steps`` holds the content events of each answer, in the same order as the answers; the detector then judges them
     as a proxy does while an answer runs. Each backend has a watch of its own. Requests are numbered from 0 over all
-    backends; canaries have no number. The cycle is not judged yet: its verdict is "undetermined".
+    backends; canaries have no number. The cycle is that of the backend with the most evidence for one.
     """
     watches: dict[str, Watch] = {}
     numbers: dict[str, list[int]] = {}
@@ -45,7 +46,7 @@ def summarise(
         "requests": requests,
         "time_weighted_tok_s": rates.tokens_per_second,
         "episodes": msgspec.to_builtins(episodes),
-        "cycle": {"verdict": "undetermined", "clock": None, "period": None, "e_value": None, "p_value": None},
+        "cycle": _cycle([watch.cycle for watch in watches.values()]),
         "alarms_budget": {"mean_requests_between_false_alarms": config.mean_requests_between_false_alarms},
     }
 
@@ -62,6 +63,17 @@ def _timeline(
         told.append((observation.ended, 1, observation, None))
     told.sort(key=lambda one: one[:2])
     return [(observation, step) for _, _, observation, step in told]
+
+
+def _cycle(found: list[CycleVerdict]) -> dict[str, Any]:
+    best = max(found, key=lambda one: one.e_value, default=CycleVerdict())
+    return {
+        "verdict": best.verdict,
+        "clock": best.clock,
+        "period": msgspec.to_builtins(best.period),
+        "e_value": best.e_value,
+        "p_value": best.p_value,
+    }
 
 
 class _TimeWeightedRate:

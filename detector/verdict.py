@@ -49,6 +49,21 @@ class Episode(msgspec.Struct, kw_only=True):
     """Tokens that the healthy rate would have produced in the episode's decode time and the episode did not."""
 
 
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """What a learned cycle says of the time to come. A probability is 0..1, None while it is unknown."""
+
+    next_request_probability: float | None = None
+    """That the next request to this backend is slow, all of it or from somewhere inside."""
+    within_tokens: float | None = None
+    """That a collapse begins within the next ``tokens`` generated tokens."""
+    tokens: float | None = None
+    within_seconds: float | None = None
+    """That a collapse begins within the next ``seconds`` seconds."""
+    seconds: float | None = None
+    clock: str | None = None
+    """What moves the cycle (requests, tokens, steps, blocks, seconds); None: it cannot be told yet."""
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The state of one backend after one update."""
 
@@ -58,5 +73,11 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The next request should not go here if there is anywhere better."""
     since: float | None = None
     """Monotonic seconds at which this phase began."""
+    why: str = ""
+    """The diagnosis in a sentence; empty where there is none."""
+    remedies: tuple[str, ...] = ()
+    """What may help against the cause (``stats.cause_table.Remedy``), the most useful first."""
+    forecast: Forecast | None = None
+    """None while nothing is forecast."""
     evidence: dict[str, float] = {}
     """The numbers that decided, by name with unit (``acceptance_length``, ``reference_acceptance_length``, ...)."""

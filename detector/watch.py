@@ -1,8 +1,7 @@
-"""The detector of one backend: answers and steps in, verdicts out.
+"""The detector of one backend: answers, steps and readings of the engine in, verdicts out.
 
-Every answer gives evidence in nats (``stats.collapse``); a CUSUM adds it up. Enough of it is an alarm: one answer whose
-drafter is plainly dead, two answers of slow steps. Inside an answer, the verify steps run into a CUSUM of their own.
-One clearly healthy answer, begun after the alarm, ends the episode; a second one makes the backend healthy.
+It puts three things together: rules without memory judge the phase (``phases``), a table names the cause
+(``diagnosis``), and what was learned of earlier collapses tells what lies ahead (``outlook``).
 """
 
 from __future__ import annotations
@@ -11,23 +10,14 @@ import math
 
 import msgspec
 
-from detector.episodes import Account
-from detector.observation import Observation, Step
-from detector.stats.baseline import WINDOW
-from detector.stats.collapse import Evidence, floor_of, is_low, step_gains, weigh, weigh_recovery
-from detector.stats.sample import Sample, sample_of
-from detector.verdict import Cause, Episode, Phase, Verdict
-from detector.watch_state import SNAPSHOT_VERSION, Stream, WatchState
+from detector.observation import EngineSample, Observation, Step
+from detector.outlook import Outlook, OutlookState
+from detector.phases import Phases, Reference
+from detector.phases_state import PhasesState
+from detector.stats.cycle import CycleConfig, CycleVerdict
+from detector.verdict import Episode, Forecast, Verdict
 
-MAX_STREAMS = 4096
-"""Streams whose steps are followed at a time; beyond it the oldest are forgotten."""
-SUSPICION_NATS = 1.5
-"""Evidence from which on the phase is ``transition``."""
-CLEAR_NATS = 1.0
-"""An answer speaks clearly, for or against, from here on."""
-QUEUEING_FACTOR = 5.0
-"""A first token this many times later than the latest of the last healthy answers is put down to queueing."""
-QUEUEING_MIN_ANSWERS = 20
+SNAPSHOT_VERSION = 3
 
 
 class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,25 +27,31 @@ class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ValueError: a setting is out of its range.
     """
 
-    mean_requests_between_false_alarms: float = 200.0
-    """Sets the alarm at its logarithm in nats: a CUSUM of true log likelihood ratios alarms no more often than this on
-    healthy answers. Measured on simulated traffic it is far rarer; > 1."""
+    mean_requests_between_false_alarms: float = 1000.0
+    """Sets the alarm: an e-detector at this value alarms no more often than this on healthy answers, as long as the
+    assumptions of docs/detection.md hold; > 1."""
+    certificate_e_value: float = 20.0
+    """A cycle is claimed from this e-value on: a backend without one ever gets there with probability at most 1 / this
+    setting; > 1."""
     rebase_after_requests: int = 200
     """After so many degraded answers in a row the degraded state becomes the reference; >= 1."""
 
     def __post_init__(self) -> None:
         if not self.mean_requests_between_false_alarms > 1:
             raise ValueError("detector: mean_requests_between_false_alarms must be above 1")
+        if not self.certificate_e_value > 1:
+            raise ValueError("detector: certificate_e_value must be above 1")
         if self.rebase_after_requests < 1:
             raise ValueError("detector: rebase_after_requests must be at least 1")
 
 
-class Reference(msgspec.Struct, frozen=True, kw_only=True):
-    """Medians of the healthy state; None while unknown."""
+class WatchState(msgspec.Struct, kw_only=True):
+    """Everything a watch remembers."""
 
-    acceptance_length: float | None = None
-    step_seconds: float | None = None
-    decode_tokens_per_second: float | None = None
+    version: int = SNAPSHOT_VERSION
+    phases: PhasesState = msgspec.field(default_factory=PhasesState)
+    outlook: OutlookState = msgspec.field(default_factory=OutlookState)
+    engine: EngineSample | None = None
 
 
 class Watch:
@@ -63,35 +59,43 @@ class Watch:
 
     def __init__(self, config: WatchConfig) -> None:
         self._config = config
-        self._state = WatchState()
-        self._gains: tuple[float, ...] | None = None
+        self._engine: EngineSample | None = None
+        self._resume(WatchState())
 
     @property
     def verdict(self) -> Verdict:
         """The state of the backend after the last update."""
-        return self._state.verdict
+        return self._verdict
 
     @property
     def episodes(self) -> list[Episode]:
         """The last episodes, the oldest first."""
-        return list(self._state.log.episodes)
+        return self._phases.episodes
 
     @property
     def episodes_total(self) -> int:
         """Episodes seen so far, those that are no longer kept included."""
-        return self._state.log.count
+        return self._phases.episodes_total
 
     @property
     def reference(self) -> Reference:
         """Medians of the healthy state, times and rates at the load that is most usual."""
-        baseline = self._state.baseline
-        load = baseline.usual_load()
-        step, rate = baseline.step_level(load), baseline.rate_level(load)
-        return Reference(
-            acceptance_length=baseline.acceptance_length(),
-            step_seconds=math.exp(step.median) if step else None,
-            decode_tokens_per_second=math.exp(rate.median) if rate else None,
-        )
+        return self._phases.reference
+
+    @property
+    def cycle(self) -> CycleVerdict:
+        """Whether the collapses come in a cycle, on which clock and with which period."""
+        return self._outlook.cycle
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """When the next collapse is due; None until enough of them were seen."""
+        return self._verdict.forecast
+
+    @property
+    def rebases(self) -> int:
+        """How often a degraded state lasted so long that it became the reference."""
+        return self._phases.rebases
 
     def update(self, observation: Observation) -> Verdict:
         """Take one ended answer in.
@@ -99,62 +103,43 @@ class Watch:
         Every client answer counts as a request, in the order of the calls; canaries are judged but not counted. Failed
         answers, those of an older launch and those without numbers change nothing else. A newer launch restarts.
         """
-        if observation.generation > self._state.generation:
+        if observation.generation > self._phases.generation:
             self.restart(observation.generation)
-        state = self._state
-        index = state.requests
-        if not observation.canary:
-            state.requests += 1
-        self._end_stream(observation.request_id, index)
-        sample = sample_of(observation) if observation.generation == state.generation else None
-        if sample is None:
-            return state.verdict
-        if sample.num_speculative_tokens is not None:
-            state.num_speculative_tokens = sample.num_speculative_tokens
-        rebuilt = state.baseline.start(sample)
-        evidence = weigh(sample, state.baseline)
-        if state.verdict.degraded:
-            evidence = weigh_recovery(sample, state.baseline, state.verdict.cause or Cause.UNKNOWN)
-            self._while_degraded(index, observation.ended, sample, evidence)
-        else:
-            self._while_serving(index, observation.ended, sample, evidence, learn=not rebuilt)
-        self._prepare_steps()
-        return state.verdict
+        request = self._phases.requests
+        verdict = self._phases.update(observation, self._engine)
+        if observation.generation == self._phases.generation:
+            self._outlook.update(request, observation, self._phases.last_evidence_nats, self._phases.take_boundaries())
+        self._verdict = msgspec.structs.replace(verdict, forecast=self._outlook.forecast)
+        return self._verdict
 
     def update_step(self, request_id: str, step: Step) -> Verdict | None:
-        """Take one event of a running answer in; the verdict where the step rule alarms, else None.
+        """Take one event of a running answer in; the verdict where the steps raise an alarm, else None.
 
-        Only events whose tokens are known count. While acceptance stays dead the alarm repeats. Nothing is judged
-        before there is a reference, since an engine without speculation looks the same.
+        While acceptance stays dead the alarm repeats. Nothing is judged before there is a reference, since an engine
+        without speculation looks the same.
         """
-        state = self._state
-        stream = state.streams.get(request_id) or self._begin_stream(request_id)
-        tokens, depth = step.tokens, state.num_speculative_tokens
-        if tokens is None or (depth is not None and tokens > depth + 1):
-            stream.unknown = True
-        if stream.unknown or tokens is None or tokens < 1:
+        verdict = self._phases.update_step(request_id, step)
+        if verdict is None:
             return None
-        stream.steps += 1
-        if stream.steps == 0 or self._gains is None:
-            return None
-        rule = state.step_rule
-        at_zero = rule.nats == 0.0
-        alarm = rule.update(tokens - 1, self._gains)
-        if at_zero and rule.nats > 0.0:
-            rule.onset_request_id, rule.onset_request, rule.onset_step = request_id, state.requests, stream.steps
-        return self._step_alarm(request_id, stream.steps, step.at) if alarm else None
+        self._verdict = msgspec.structs.replace(verdict, forecast=self._verdict.forecast)
+        return self._verdict
+
+    def update_engine(self, sample: EngineSample) -> None:
+        """Take a reading of the engine's own figures in: they tell a queue from a collapse."""
+        self._engine = sample
 
     def restart(self, generation: int) -> None:
-        """The backend was launched anew: forget its phase, keep the reference."""
-        state = self._state
-        if state.verdict.degraded:
-            state.log.close(state.requests)
-        self._state = WatchState(generation=generation, requests=state.requests, baseline=state.baseline, log=state.log)
-        self._prepare_steps()
+        """The backend was launched anew: forget its phase, keep the reference and what was learned of its cycle."""
+        self._phases.restart(generation)
+        self._phases.take_boundaries()
+        self._outlook.restart()
+        self._engine = None
+        self._verdict = self._phases.verdict
 
     def snapshot(self) -> bytes:
         """Everything the watch remembers; NaN and None survive."""
-        return msgspec.msgpack.encode(self._state)
+        state = WatchState(phases=self._phases.state, outlook=self._outlook.state, engine=self._engine)
+        return msgspec.msgpack.encode(state)
 
     def restore(self, snapshot: bytes) -> None:
         """Go on exactly where ``snapshot`` was taken.
@@ -163,170 +148,22 @@ class Watch:
             ValueError: the bytes are not a snapshot of this version.
         """
         try:
+            version = msgspec.msgpack.decode(snapshot, type=_Version).version
+            if version != SNAPSHOT_VERSION:
+                raise ValueError(f"snapshot version {version}, expected {SNAPSHOT_VERSION}; start without it")
             state = msgspec.msgpack.decode(snapshot, type=WatchState)
         except msgspec.MsgspecError as error:
             raise ValueError(f"not a snapshot of a watch: {error}; start without it") from error
-        if state.version != SNAPSHOT_VERSION:
-            raise ValueError(f"snapshot version {state.version}, expected {SNAPSHOT_VERSION}; start without it")
-        self._state = state
-        self._prepare_steps()
+        self._resume(state)
 
-    def _while_serving(self, index: int, ended: float, sample: Sample, evidence: Evidence | None, learn: bool) -> None:
-        state, phase = self._state, self._state.verdict.phase
-        nats = evidence.nats if evidence is not None else 0.0
-        if nats > 0 and sample.started < state.recovered_at:
-            return  # it began in the last episode, which explains it
-        state.nats = max(0.0, state.nats + nats)
-        self._suspect(index, sample, nats)
-        if evidence is not None and phase is Phase.RECOVERING and nats >= CLEAR_NATS:
-            state.log.resume()
-            self._degrade(Phase.COLLAPSED, ended, sample, state.log.episodes[-1].cause)
-        elif evidence is not None and state.nats >= math.log(self._config.mean_requests_between_false_alarms):
-            state.log.open(state.suspects or Account(onset_request=index), index, None, evidence.cause)
-            state.suspects = None
-            confirmed = nats < state.nats
-            self._degrade(Phase.COLLAPSED if confirmed else Phase.TRANSITION, ended, sample, evidence.cause)
-        elif phase is Phase.RECOVERING and nats > -CLEAR_NATS:
-            self._set(phase, None, False, ended, sample)
-        elif state.nats >= SUSPICION_NATS:
-            self._set(Phase.TRANSITION, None, False, ended, sample)
-        else:
-            cause = Cause.QUEUEING if self._is_queueing(sample) else None
-            self._set(Phase.HEALTHY, cause, False, ended, sample)
-            if learn and nats <= 0:
-                state.baseline.learn(sample)
+    def _resume(self, state: WatchState) -> None:
+        alarm_nats = math.log(self._config.mean_requests_between_false_alarms)
+        self._phases = Phases(alarm_nats, self._config.rebase_after_requests, state.phases)
+        cycle = CycleConfig(certificate_e_value=self._config.certificate_e_value)
+        self._outlook = Outlook(cycle, state.outlook)
+        self._engine = state.engine
+        self._verdict = msgspec.structs.replace(self._phases.verdict, forecast=self._outlook.forecast)
 
-    def _while_degraded(self, index: int, ended: float, sample: Sample, evidence: Evidence | None) -> None:
-        state = self._state
-        healthy = evidence is not None and evidence.nats <= -CLEAR_NATS
-        if healthy and sample.started >= state.detected_at:
-            state.log.close(index)
-            state.nats, state.suspects, state.recovered_at = 0.0, None, ended
-            state.degraded_answers, state.recent = 0, []
-            self._set(Phase.RECOVERING, None, False, ended, sample)
-            return
-        state.log.grow(sample, self._healthy_rate(sample))
-        phase, cause = state.verdict.phase, state.verdict.cause
-        if evidence is not None and evidence.nats >= CLEAR_NATS:
-            phase = Phase.COLLAPSED
-            if cause is Cause.UNKNOWN or evidence.cause is Cause.SPECULATION_OFF:
-                cause = state.log.episodes[-1].cause = evidence.cause
-        self._count_degraded(sample)
-        self._set(phase, cause, True, ended, sample)
-        if state.degraded_answers >= self._config.rebase_after_requests:
-            self._rebase(index, ended, sample)
 
-    def _step_alarm(self, request_id: str, step_number: int, at: float) -> Verdict:
-        state, rule = self._state, self._state.step_rule
-        if state.verdict.degraded:
-            return state.verdict
-        if state.verdict.phase is Phase.RECOVERING:
-            state.log.resume()
-            phase = Phase.COLLAPSED
-        else:
-            account = Account(onset_request=rule.onset_request, onset_step=rule.onset_step)
-            state.log.open(account, state.requests, step_number, Cause.ACCEPTANCE_COLLAPSE)
-            state.detected_in, state.onset_in = request_id, rule.onset_request_id
-            phase = Phase.TRANSITION
-        state.detected_at, state.degraded_answers, state.recent = at, 0, []
-        self._set(phase, state.log.episodes[-1].cause or Cause.ACCEPTANCE_COLLAPSE, True, at, None)
-        return state.verdict
-
-    def _begin_stream(self, request_id: str) -> Stream:
-        streams = self._state.streams
-        if len(streams) >= MAX_STREAMS:
-            del streams[next(iter(streams))]
-        streams[request_id] = Stream()
-        return streams[request_id]
-
-    def _end_stream(self, request_id: str, index: int) -> None:
-        """The answer has ended: its index, which the step rule could only estimate, is known now."""
-        state = self._state
-        state.streams.pop(request_id, None)
-        if state.step_rule.onset_request_id == request_id:
-            state.step_rule.onset_request = index
-        if state.onset_in == request_id and state.log.account is not None:
-            state.log.episodes[-1].onset_request = state.log.account.onset_request = index
-            state.onset_in = None
-        if state.detected_in == request_id:
-            state.log.episodes[-1].detected_request = index
-            state.detected_in = None
-
-    def _suspect(self, index: int, sample: Sample, nats: float) -> None:
-        """Keep the totals of the row of suspicious answers that this one continues, begins or breaks."""
-        state = self._state
-        if nats <= 0 and not is_low(sample, state.baseline):
-            state.suspects = None
-            return
-        state.suspects = state.suspects or Account(onset_request=index)
-        state.suspects.add(sample, self._healthy_rate(sample))
-
-    def _degrade(self, phase: Phase, ended: float, sample: Sample, cause: Cause) -> None:
-        state = self._state
-        state.detected_at, state.degraded_answers, state.recent = ended, 0, []
-        self._count_degraded(sample)
-        self._set(phase, cause, True, ended, sample)
-
-    def _count_degraded(self, sample: Sample) -> None:
-        state = self._state
-        state.degraded_answers += 1
-        state.recent.append(sample)
-        del state.recent[:-WINDOW]
-
-    def _rebase(self, index: int, ended: float, sample: Sample) -> None:
-        """What was called degraded for so long is the new normal."""
-        state = self._state
-        state.baseline.rebuild(state.recent)
-        state.baseline.early, state.baseline.settled = [], True
-        state.log.close(index)
-        state.nats, state.suspects, state.recovered_at = 0.0, None, ended
-        self._set(Phase.HEALTHY, None, False, ended, sample)
-        evidence = {**state.verdict.evidence, "rebased_after_requests": float(state.degraded_answers)}
-        state.verdict = msgspec.structs.replace(state.verdict, evidence=evidence)
-        state.degraded_answers, state.recent = 0, []
-
-    def _is_queueing(self, sample: Sample) -> bool:
-        healthy = self._state.baseline.ttft_seconds
-        if sample.ttft_seconds is None or len(healthy) < QUEUEING_MIN_ANSWERS:
-            return False
-        return sample.ttft_seconds > QUEUEING_FACTOR * max(healthy)
-
-    def _healthy_rate(self, sample: Sample) -> float | None:
-        level = self._state.baseline.rate_level(sample.in_flight)
-        return math.exp(level.median) if level is not None else None
-
-    def _prepare_steps(self) -> None:
-        """The step rule's gains change only with the reference and K: work them out once an answer, not once a step."""
-        floor = floor_of(self._state.baseline)
-        self._gains = step_gains(floor, self._state.num_speculative_tokens) if floor is not None else None
-
-    def _set(self, phase: Phase, cause: Cause | None, degraded: bool, at: float, sample: Sample | None) -> None:
-        before = self._state.verdict
-        self._state.verdict = Verdict(
-            phase=phase,
-            cause=cause,
-            degraded=degraded,
-            since=before.since if phase is before.phase else at,
-            evidence=self._evidence(sample),
-        )
-
-    def _evidence(self, sample: Sample | None) -> dict[str, float]:
-        """The numbers behind the verdict; those that are unknown are left out."""
-        state, reference = self._state, self.reference
-        numbers: dict[str, float | None] = {
-            "evidence_nats": state.nats,
-            "alarm_nats": math.log(self._config.mean_requests_between_false_alarms),
-            "step_evidence_nats": state.step_rule.nats or None,
-            "reference_acceptance_length": reference.acceptance_length,
-            "reference_step_seconds": reference.step_seconds,
-            "reference_decode_tokens_per_second": reference.decode_tokens_per_second,
-        }
-        if sample is not None:
-            numbers |= {
-                "acceptance_length": sample.acceptance_length,
-                "conditional_acceptance": sample.conditional_acceptance,
-                "step_seconds": sample.step_seconds,
-                "decode_tokens_per_second": sample.decode_tokens_per_second,
-                "in_flight": float(sample.in_flight),
-            }
-        return {name: number for name, number in numbers.items() if number is not None}
+class _Version(msgspec.Struct):
+    version: int

@@ -47,8 +47,8 @@ class ObservationFile(msgspec.Struct, frozen=True, kw_only=True):
 def read_observations(path: Path, *, series: str | None = None) -> ObservationFile:
     """Read the observations of a file.
 
-    ``series`` chooses one of the backends of a session (None: all) or one of the series of a CSV (which must be chosen
-    where there are several: they are different experiments). Raises ReadError.
+    ``series`` chooses one of the backends of a session (None: all) or one of the series of a CSV (None: the first,
+    since they are different experiments). Raises ReadError.
     """
     try:
         with path.open("rb") as file:
@@ -146,8 +146,6 @@ def _read_csv(path: Path, series: str | None) -> ObservationFile:
     if not rows:
         raise ReadError(f"{path}: has a header and no rows: nothing to read")
     names = Counter(row["series"] for _, row in rows if "series" in row)
-    if series is None and len(names) > 1:
-        raise ReadError(f"{path}: holds several series: choose one with --series: {_listed(names)}")
     if series is not None and series not in names:
         raise ReadError(f"{path}: no series {series!r}; it has: {_listed(names)}")
     chosen = series if series is not None else next(iter(names), None)
@@ -156,7 +154,10 @@ def _read_csv(path: Path, series: str | None) -> ObservationFile:
         if row.get("series") == chosen:
             started = observations[-1].ended if observations else 0.0
             observations.append(_observe_row(path, number, row, len(observations), started))
-    return ObservationFile(kind="csv", observations=observations, steps=[], series=chosen)
+    notes: tuple[str, ...] = ()
+    if series is None and len(names) > 1:
+        notes = (f"{path}: holds several series; read is the first one: {chosen} (--series: {_listed(names)})",)
+    return ObservationFile(kind="csv", observations=observations, steps=[], series=chosen, notes=notes)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:

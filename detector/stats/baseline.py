@@ -1,4 +1,4 @@
-"""The healthy state of one backend: running medians of the last healthy answers, by how busy the backend was."""
+"""The healthy state of one backend: the laws of its acceptance, step time and rate, learned from healthy answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from statistics import median
 
 import msgspec
 
+from detector.stats.acceptance import Acceptance, AcceptanceLaw
 from detector.stats.sample import Sample
+from detector.stats.timing import RATE, STEP, Timed, TimeLaw
 
 WINDOW = 50
 """Healthy answers that a median is taken over."""
@@ -15,8 +17,8 @@ MIN_ANSWERS = 3
 """Fewer say nothing yet."""
 EARLY = 40
 """First answers that are kept whole, to tell a start in the middle of a collapse."""
-MIN_SPREAD = 0.04
-"""Nats; a few answers that happen to agree do not make a narrower reference than this."""
+ASSUMED_TOKENS = 200.0
+"""Length of an answer whose length is unknown, for the weight of its acceptance."""
 ACCEPTANCE_SPLIT = 0.6
 """Nats between two groups of first answers, from which on the lower group is taken for a collapse (on log A)."""
 MAX_SPLIT_ACCEPTANCE = 0.45
@@ -25,12 +27,13 @@ SPEED_SPLIT = 0.8
 """The same on step time and on rate, which content and load also move."""
 
 
-class Level(msgspec.Struct, frozen=True):
-    """Where the healthy answers lie, on a log scale."""
+class Medians(msgspec.Struct, frozen=True):
+    """Middle of the last healthy answers; None while there are too few."""
 
-    median: float
-    spread: float
-    """Standard deviation, robust (1.4826 x median absolute deviation), widened while the answers are few."""
+    conditional_acceptance: float | None = None
+    acceptance_length: float | None = None
+    in_flight: int = 1
+    context_tokens: float = 0.0
 
 
 class Baseline(msgspec.Struct, kw_only=True):
@@ -38,32 +41,59 @@ class Baseline(msgspec.Struct, kw_only=True):
 
     acceptance_lengths: list[float] = []
     conditional_acceptances: list[float] = []
-    log_step_seconds: dict[int, list[float]] = {}
-    """By load class (``load_class``)."""
-    log_rates: dict[int, list[float]] = {}
+    loads: list[float] = []
+    """Requests in flight of the last healthy answers."""
+    contexts: list[float] = []
+    medians: Medians = Medians()
     ttft_seconds: list[float] = []
+    first_position: AcceptanceLaw = msgspec.field(default_factory=AcceptanceLaw)
+    """Of p_0."""
+    chain: AcceptanceLaw = msgspec.field(default_factory=AcceptanceLaw)
+    """Of the conditional acceptance over all positions."""
+    step_seconds: TimeLaw = msgspec.field(default_factory=TimeLaw)
+    token_seconds: TimeLaw = msgspec.field(default_factory=TimeLaw)
+    """1 / rate."""
     early: list[Sample] = []
     """The first answers, whatever they were judged; empty once there were ``EARLY`` of them."""
     settled: bool = False
 
     def learn(self, sample: Sample) -> None:
         """Take one healthy answer into the reference."""
-        load = load_class(sample.in_flight)
-        if sample.conditional_acceptance is not None and not sample.upper_bound:
-            _push(self.conditional_acceptances, sample.conditional_acceptance)
+        acceptance = acceptance_of(sample)
+        if acceptance is not None and not sample.upper_bound:
+            self.law_of(acceptance).learn(acceptance)
+            _push(self.conditional_acceptances, acceptance.share)
             if sample.acceptance_length is not None:
                 _push(self.acceptance_lengths, sample.acceptance_length)
-        if sample.step_seconds is not None:
-            _push(self.log_step_seconds.setdefault(load, []), math.log(sample.step_seconds))
-        if sample.decode_tokens_per_second is not None:
-            _push(self.log_rates.setdefault(load, []), math.log(sample.decode_tokens_per_second))
+        step, token = step_time_of(sample), token_time_of(sample)
+        if step is not None:
+            self.step_seconds.learn(step, STEP)
+        if token is not None:
+            self.token_seconds.learn(token, RATE)
+        _push(self.loads, float(sample.in_flight))
+        _push(self.contexts, sample.context_tokens)
         if sample.ttft_seconds is not None:
             _push(self.ttft_seconds, sample.ttft_seconds)
+        self.medians = Medians(
+            _median(self.conditional_acceptances),
+            _median(self.acceptance_lengths),
+            round(_middle(self.loads)),
+            _middle(self.contexts),
+        )
+
+    def learn_collapsed(self, sample: Sample) -> None:
+        """Take one answer of a collapse of acceptance in."""
+        acceptance = acceptance_of(sample)
+        if acceptance is not None and not sample.upper_bound:
+            self.law_of(acceptance).learn_collapsed(acceptance)
 
     def rebuild(self, samples: list[Sample]) -> None:
         """Forget the reference and learn it from these answers."""
+        empty = Baseline()
         self.acceptance_lengths, self.conditional_acceptances = [], []
-        self.log_step_seconds, self.log_rates, self.ttft_seconds = {}, {}, []
+        self.loads, self.contexts, self.ttft_seconds, self.medians = [], [], [], Medians()
+        self.first_position, self.chain = empty.first_position, empty.chain
+        self.step_seconds, self.token_seconds = empty.step_seconds, empty.token_seconds
         for sample in samples:
             self.learn(sample)
 
@@ -85,58 +115,66 @@ class Baseline(msgspec.Struct, kw_only=True):
             self.early, self.settled = [], True
         return began_collapsed
 
-    def acceptance(self) -> float | None:
-        """Median conditional acceptance."""
-        values = self.conditional_acceptances
-        return median(values) if len(values) >= MIN_ANSWERS else None
+    def law_of(self, acceptance: Acceptance) -> AcceptanceLaw:
+        """The law that an acceptance follows: p_0 hardly depends on content, later positions do."""
+        return self.first_position if acceptance.positions == 1 else self.chain
 
-    def acceptance_length(self) -> float | None:
-        """Median A."""
-        values = self.acceptance_lengths
-        return median(values) if len(values) >= MIN_ANSWERS else None
+    def usual_first_position(self) -> float | None:
+        """Median p_0; None while too few answers told it."""
+        return self.medians.conditional_acceptance if self.first_position.answers >= MIN_ANSWERS else None
 
-    def step_level(self, in_flight: int) -> Level | None:
-        """Log seconds per verify step at this many requests in flight."""
-        return _level(self.log_step_seconds, load_class(in_flight), slower=1.0)
+    def expected_step_seconds(self, in_flight: int, context_tokens: float = 0.0) -> float | None:
+        """Seconds per verify step of a healthy answer at this load and context."""
+        law = self.step_seconds
+        return math.exp(law.predict(in_flight, context_tokens)) if law.answers >= MIN_ANSWERS else None
 
-    def rate_level(self, in_flight: int) -> Level | None:
-        """Log tokens per second of one stream at this many requests in flight."""
-        return _level(self.log_rates, load_class(in_flight), slower=-1.0)
-
-    def usual_load(self) -> int:
-        """Requests in flight at which most of the reference was measured (lower end of the class)."""
-        if not self.log_rates:
-            return 1
-        load = max(self.log_rates, key=lambda candidate: (len(self.log_rates[candidate]), -candidate))
-        return 1 << (load - 1)
+    def expected_rate(self, in_flight: int, context_tokens: float = 0.0) -> float | None:
+        """Tokens per second of one healthy stream at this load and context."""
+        law = self.token_seconds
+        return math.exp(-law.predict(in_flight, context_tokens)) if law.answers >= MIN_ANSWERS else None
 
 
-def load_class(in_flight: int) -> int:
-    """Class of a number of requests in flight: 1 -> 1, 2..3 -> 2, 4..7 -> 3, 8..15 -> 4, ..."""
-    return max(1, in_flight).bit_length()
+def acceptance_of(sample: Sample) -> Acceptance | None:
+    """The acceptance of an answer as its law takes it."""
+    if sample.conditional_acceptance is None:
+        return None
+    tokens = sample.tokens
+    if tokens is None and sample.verify_steps is not None and sample.acceptance_length is not None:
+        tokens = sample.verify_steps * sample.acceptance_length
+    return Acceptance(sample.conditional_acceptance, sample.chain_length, tokens or ASSUMED_TOKENS)
+
+
+def step_time_of(sample: Sample) -> Timed | None:
+    """The step time of an answer as its law takes it."""
+    if sample.step_seconds is None:
+        return None
+    return _timed(sample, math.log(sample.step_seconds), sample.verify_steps)
+
+
+def token_time_of(sample: Sample) -> Timed | None:
+    """The time per token of an answer as its law takes it."""
+    if sample.decode_tokens_per_second is None:
+        return None
+    return _timed(sample, -math.log(sample.decode_tokens_per_second), sample.tokens)
+
+
+def _timed(sample: Sample, log_seconds: float, units: float | None) -> Timed:
+    return Timed(log_seconds, sample.in_flight, sample.context_tokens, sample.tokens, units)
+
+
+def _median(values: list[float]) -> float | None:
+    return _middle(values) if len(values) >= MIN_ANSWERS else None
+
+
+def _middle(values: list[float]) -> float:
+    """Upper median; several times as fast as the one of ``statistics``."""
+    return sorted(values)[len(values) // 2]
 
 
 def _push(window: list[float], value: float) -> None:
     window.append(value)
     if len(window) > WINDOW:
         del window[0]
-
-
-def _level(windows: dict[int, list[float]], load: int, slower: float) -> Level | None:
-    """Level of the load class itself, or that of the nearest known one.
-
-    A busier class than any known is expected as slow as if its streams shared the engine equally, which is the slowest
-    that a healthy engine gets: twice the step time per class. A less busy one is expected no slower than the known one.
-    """
-    known = [candidate for candidate, values in windows.items() if len(values) >= MIN_ANSWERS]
-    if not known:
-        return None
-    nearest = min(known, key=lambda candidate: (abs(candidate - load), candidate))
-    values = windows[nearest]
-    middle = median(values)
-    deviation = median([abs(value - middle) for value in values])
-    spread = max(MIN_SPREAD, 1.4826 * deviation) * (1 + 4 / len(values))
-    return Level(middle + slower * math.log(2) * max(0, load - nearest), spread)
 
 
 def _upper_group(samples: list[Sample]) -> list[Sample] | None:

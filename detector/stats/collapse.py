@@ -1,8 +1,8 @@
 """Evidence of a collapse, in nats: positive speaks for it, negative for a healthy backend.
 
-Request level: the acceptance of an answer is weighed against the worst healthy acceptance, its step time against the
-healthy step time at the same load; its rate only where neither is known. Step level: a CUSUM over the accepted tokens
-of each verify step, against the same worst healthy acceptance, so that content that wanders does not alarm.
+Request level: each answer gives an e-value against "the backend is healthy" from its acceptance and its step time, from
+its rate only where neither is known; the Shiryaev-Roberts e-detector (Shin, Ramdas and Rinaldo, arXiv 2203.03532) adds
+them up. docs/detection.md says what holds under which assumptions. The steps inside an answer: ``stats.stream``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import math
 
 import msgspec
 
-from detector.stats.baseline import Baseline, Level
-from detector.stats.sample import ASSUMED_STEPS, Sample
+from detector.stats.baseline import MIN_ANSWERS, Baseline, acceptance_of, step_time_of, token_time_of
+from detector.stats.sample import Sample
+from detector.stats.timing import RATE, STEP
 from detector.verdict import Cause
 
 WORST_HEALTHY_ACCEPTANCE = 0.6
@@ -21,32 +22,16 @@ WORST_HEALTHY_SHARE = 0.75
 """A drafter whose median is low has a floor this share of its own median instead."""
 COLLAPSED_SHARE = 0.48
 """Acceptance of a collapsed drafter as a share of the floor: 0.4 accepted tokens a step where the floor gives 1.5."""
-OVERDISPERSION = 5.0
-"""Variance of an answer's acceptance in units of what independent steps would give. Content makes it 16..28 over ten
-seconds of a busy server; the worst healthy floor already allows for most of that."""
 MIN_ACCEPTANCE = 0.1
 """A backend whose median acceptance is below this has nothing that could collapse (speculation off)."""
 OFF_ACCEPTANCE_LENGTH = 1.005
 OFF_STEP_SHARE = 0.8
 """Plain decoding steps are faster than verify steps by at least this (measured: 0.29..0.63 of T(K))."""
 LOW_RATE_SHARE = 0.6
-"""A rate below this share of the healthy median is low."""
-STEP_INFLATION = 2.0
-"""A step time above this multiple of the healthy median is inflated."""
-MAX_DROP = 2.0
-"""Nats; a deeper drop is no stronger evidence."""
-STALL_SHARE = 0.005
-"""Share of healthy answers that are slow by any amount, for reasons of their own (stalls, a neighbour)."""
-MAX_ACCEPTANCE_EVIDENCE = 6.0
-MAX_INFLATION_EVIDENCE = 4.0
-"""Slow steps of one answer may be a stall: they are never enough for an alarm by themselves."""
-MIN_EVIDENCE = -4.0
-STEP_CAP = 3
-"""Accepted tokens of a step count up to here."""
-STEP_ALARM_NATS = 49.0
-"""One false alarm per 2e5 steps of healthy prose (2.2 accepted of 8) whose acceptance wanders (AR(1) on the logit,
-standard deviation 0.7, 60 steps), measured over 1.2e7 simulated steps. Delay there: 180 steps to 0.4 accepted, 90 to
-0.05."""
+"""A rate below this share of the healthy one is low."""
+MIN_EVIDENCE = -6.0
+"""Nats; one answer never speaks for health more strongly, so that it cannot outweigh what comes after."""
+MAX_DETECTOR = 1e12
 
 
 class Floor(msgspec.Struct, frozen=True):
@@ -63,15 +48,50 @@ class Floor(msgspec.Struct, frozen=True):
 
 
 class Evidence(msgspec.Struct, frozen=True):
-    """What one answer says."""
+    """What one answer says. Nats are log e-values against the healthy state, whatever content makes up the traffic."""
 
-    nats: float
+    acceptance_nats: float | None
+    step_nats: float | None
+    """Where one of both is unknown, it is None; where both are, both stand for the rate."""
+    ratio_nats: float
+    """Log likelihood ratio of degraded against healthy for the usual mix of content."""
     cause: Cause
+    """The one that the answer speaks for most."""
+
+    @property
+    def nats(self) -> float:
+        """The stronger of both."""
+        return max(nats for nats in (self.acceptance_nats, self.step_nats) if nats is not None)
+
+
+class EDetector(msgspec.Struct):
+    """Shiryaev-Roberts e-detectors: for each factor, the sum over all onsets of the product of the e-values since.
+
+    M = (1 + M) L, arXiv 2203.03532, section 2, and the mean of both factors' M. M - (number of e-values) is a
+    supermartingale while all e-values have a conditional mean of at most 1, and so is the mean: the mean number of
+    answers to an alarm at M >= A is at least A. Two factors, since one freak in each is no collapse.
+    """
+
+    acceptance: float = 0.0
+    step: float = 0.0
+
+    def update(self, evidence: Evidence) -> float:
+        """Take one answer in; returns log M."""
+        if evidence.acceptance_nats is not None:
+            self.acceptance = min(MAX_DETECTOR, (1.0 + self.acceptance) * math.exp(evidence.acceptance_nats))
+        if evidence.step_nats is not None:
+            self.step = min(MAX_DETECTOR, (1.0 + self.step) * math.exp(evidence.step_nats))
+        return self.nats
+
+    @property
+    def nats(self) -> float:
+        """Log M, not below ``MIN_EVIDENCE``."""
+        return math.log(max((self.acceptance + self.step) / 2, math.exp(MIN_EVIDENCE)))
 
 
 def floor_of(baseline: Baseline) -> Floor | None:
     """The floor of this backend's drafter; None while it is unknown, or where nothing is drafted."""
-    median = baseline.acceptance()
+    median = baseline.medians.conditional_acceptance
     if median is None or median < MIN_ACCEPTANCE:
         return None
     worst_healthy = min(WORST_HEALTHY_ACCEPTANCE, WORST_HEALTHY_SHARE * median)
@@ -79,67 +99,80 @@ def floor_of(baseline: Baseline) -> Floor | None:
 
 
 def weigh(sample: Sample, baseline: Baseline) -> Evidence | None:
-    """The strongest evidence against the backend that one answer gives; None where there is nothing to compare with."""
-    found = [_acceptance_evidence(sample, baseline), _inflation_evidence(sample, baseline)]
-    known = [evidence for evidence in found if evidence is not None]
-    if not known:
-        return _rate_evidence(sample, baseline)
-    return max(known, key=lambda evidence: evidence.nats)
+    """What one answer says against the backend; None where there is nothing to compare with."""
+    factors = _factors(sample, baseline)
+    if not factors:
+        return None
+    loudest = max(factors, key=lambda factor: factor.nats)
+    nats = {factor.cause is Cause.STEP_INFLATION: factor.nats for factor in factors}
+    if loudest.cause is Cause.UNKNOWN:
+        nats = {False: loudest.nats, True: loudest.nats}
+    ratio = math.log(sum(math.exp(factor.ratio_nats) for factor in factors) / len(factors))
+    return Evidence(nats.get(False), nats.get(True), ratio, loudest.cause)
 
 
-def weigh_recovery(sample: Sample, baseline: Baseline, cause: Cause) -> Evidence | None:
-    """What one answer says of a backend that is degraded for this cause.
+def weigh_recovery(sample: Sample, baseline: Baseline, cause: Cause) -> Factor | None:
+    """What one answer says of a backend that is degraded for this cause: the factor that is worst.
 
     A collapse of acceptance is over when acceptance is back. Slow steps do not speak against it: a canary may share
     its GPU with the fallback that carries the traffic.
     """
+    factors = _factors(sample, baseline)
     if cause is Cause.ACCEPTANCE_COLLAPSE:
-        acceptance = _acceptance_evidence(sample, baseline)
-        if acceptance is not None and acceptance.nats < 0:
-            return acceptance
-    return weigh(sample, baseline)
+        factors = [factor for factor in factors if factor.ratio_nats < 0 and factor.cause in _DRAFTING] or factors
+    return max(factors, key=lambda factor: factor.ratio_nats, default=None)
+
+
+_DRAFTING = (Cause.ACCEPTANCE_COLLAPSE, Cause.SPECULATION_OFF)
+
+
+class Factor(msgspec.Struct, frozen=True):
+    """What an answer says of one factor of its speed."""
+
+    nats: float
+    ratio_nats: float
+    cause: Cause
+
+
+def _factors(sample: Sample, baseline: Baseline) -> list[Factor]:
+    found = [_acceptance_evidence(sample, baseline), _inflation_evidence(sample, baseline)]
+    known = [factor for factor in found if factor is not None]
+    rate = None if known else _rate_evidence(sample, baseline)
+    return known if rate is None else [rate]
 
 
 def is_low(sample: Sample, baseline: Baseline) -> bool:
     """Below what is usual in one factor. Content and load do that too: it only dates the onset of an alarm."""
-    usual = baseline.acceptance_length()
+    usual = baseline.medians.acceptance_length
     if sample.acceptance_length is not None and usual is not None and sample.acceptance_length < LOW_RATE_SHARE * usual:
         return True
-    step, rate = baseline.step_level(sample.in_flight), baseline.rate_level(sample.in_flight)
-    if sample.step_seconds is not None and step is not None:
-        return math.log(sample.step_seconds) > step.median - math.log(LOW_RATE_SHARE)
+    expected = baseline.expected_step_seconds(sample.in_flight, sample.context_tokens)
+    if sample.step_seconds is not None and expected is not None:
+        return sample.step_seconds > expected / LOW_RATE_SHARE
+    rate = baseline.expected_rate(sample.in_flight, sample.context_tokens)
     if sample.decode_tokens_per_second is not None and rate is not None:
-        return math.log(sample.decode_tokens_per_second) < rate.median + math.log(LOW_RATE_SHARE)
+        return sample.decode_tokens_per_second < LOW_RATE_SHARE * rate
     return False
 
 
-def _acceptance_evidence(sample: Sample, baseline: Baseline) -> Evidence | None:
-    floor = floor_of(baseline)
-    acceptance = sample.conditional_acceptance
-    if floor is None or acceptance is None:
+def is_late(sample: Sample, baseline: Baseline) -> bool:
+    """The first token came later than any of the last healthy answers'."""
+    usual = baseline.ttft_seconds
+    return sample.ttft_seconds is not None and bool(usual) and sample.ttft_seconds > max(usual)
+
+
+def _acceptance_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
+    acceptance = acceptance_of(sample)
+    if acceptance is None:
         return None
-    if sample.chain_length == 1:
-        per_step = floor.gain(acceptance, 1 - acceptance)
-    else:
-        accepted = (sample.acceptance_length or 1.0) - 1
-        full = 0.0 if sample.chain_length is None else acceptance**sample.chain_length
-        per_step = floor.gain(accepted, 1 - full)
-    nats = per_step * _healthy_steps(sample, floor) / OVERDISPERSION
-    if sample.upper_bound and nats < 0:
+    law = baseline.law_of(acceptance)
+    if law.answers < MIN_ANSWERS or (baseline.medians.conditional_acceptance or 0.0) < MIN_ACCEPTANCE:
+        return None
+    worst, ratio = law.nats(acceptance)
+    if sample.upper_bound and ratio < 0:
         return None
     cause = Cause.SPECULATION_OFF if _speculation_is_off(sample, baseline) else Cause.ACCEPTANCE_COLLAPSE
-    return Evidence(min(MAX_ACCEPTANCE_EVIDENCE, max(MIN_EVIDENCE, nats)), cause)
-
-
-def _healthy_steps(sample: Sample, floor: Floor) -> float:
-    """Verify steps that the worst healthy drafter would have taken for this answer: the weight of its acceptance.
-
-    The steps that were taken grow as acceptance falls, so that a short unlucky answer would weigh as a long one.
-    """
-    steps, length = sample.verify_steps or ASSUMED_STEPS, sample.acceptance_length
-    if length is None:
-        return steps
-    return steps * length * (1 - floor.worst_healthy)
+    return Factor(max(MIN_EVIDENCE, worst), max(MIN_EVIDENCE, ratio), cause)
 
 
 def _speculation_is_off(sample: Sample, baseline: Baseline) -> bool:
@@ -148,76 +181,21 @@ def _speculation_is_off(sample: Sample, baseline: Baseline) -> bool:
         return False
     if sample.num_speculative_tokens == 0:
         return True
-    level = baseline.step_level(sample.in_flight)
-    return (
-        level is not None
-        and sample.step_seconds is not None
-        and math.log(sample.step_seconds) < level.median + math.log(OFF_STEP_SHARE)
-    )
+    expected = baseline.expected_step_seconds(sample.in_flight, sample.context_tokens)
+    return expected is not None and sample.step_seconds is not None and sample.step_seconds < OFF_STEP_SHARE * expected
 
 
-def _inflation_evidence(sample: Sample, baseline: Baseline) -> Evidence | None:
-    level = baseline.step_level(sample.in_flight)
-    if level is None or sample.step_seconds is None:
+def _inflation_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
+    timed = step_time_of(sample)
+    if timed is None or baseline.step_seconds.answers < MIN_ANSWERS:
         return None
-    drop = math.log(sample.step_seconds) - level.median
-    nats = _drop_evidence(drop, level, math.log(STEP_INFLATION), 5 / (sample.verify_steps or ASSUMED_STEPS))
-    return Evidence(min(MAX_INFLATION_EVIDENCE, nats), Cause.STEP_INFLATION)
+    nats = max(MIN_EVIDENCE, baseline.step_seconds.nats(timed, STEP))
+    return Factor(nats, nats, Cause.STEP_INFLATION)
 
 
-def _rate_evidence(sample: Sample, baseline: Baseline) -> Evidence | None:
-    level = baseline.rate_level(sample.in_flight)
-    if level is None or sample.decode_tokens_per_second is None:
+def _rate_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
+    timed = token_time_of(sample)
+    if timed is None or baseline.token_seconds.answers < MIN_ANSWERS:
         return None
-    drop = level.median - math.log(sample.decode_tokens_per_second)
-    extra_variance = 10 / sample.tokens if sample.tokens is not None else 0.0
-    return Evidence(_drop_evidence(drop, level, -math.log(LOW_RATE_SHARE), extra_variance), Cause.UNKNOWN)
-
-
-def _drop_evidence(drop: float, level: Level, least_drop: float, extra_variance: float) -> float:
-    """Log density ratio of a drop (nats towards slow) between collapsed and healthy.
-
-    Healthy: Student's t with 4 degrees of freedom around the reference, and a small share of stalls of any size.
-    Collapsed: any drop from ``least_drop`` to ``MAX_DROP``, equally likely, blurred by the spread. A smaller drop is
-    never evidence of a collapse, however narrow the reference is.
-    """
-    spread = math.sqrt(level.spread**2 + extra_variance)
-    drop = min(drop, max(MAX_DROP - spread, (least_drop + MAX_DROP) / 2))
-    healthy = (1 - STALL_SHARE) * _t4_density(drop / spread) / spread + STALL_SHARE / 4
-    reach = _t4_cumulative((drop - least_drop) / spread) - _t4_cumulative((drop - MAX_DROP) / spread)
-    collapsed = max(reach / (MAX_DROP - least_drop), 1e-9)
-    nats = max(MIN_EVIDENCE, math.log(collapsed / healthy))
-    return nats if drop > least_drop else min(0.0, nats)
-
-
-def _t4_density(x: float) -> float:
-    return 0.375 / (1 + x * x / 4) ** 2 / math.sqrt(1 + x * x / 4)
-
-
-def _t4_cumulative(x: float) -> float:
-    w = x / math.sqrt(x * x + 4)
-    return 0.5 + 0.75 * (w - w**3 / 3)
-
-
-class StepRule(msgspec.Struct, kw_only=True):
-    """CUSUM over the verify steps of all streams of a backend; after an alarm it starts again at zero."""
-
-    nats: float = 0.0
-    onset_request_id: str | None = None
-    """Stream in which ``nats`` left zero last: where the collapse, if it is one, began."""
-    onset_request: int = 0
-    onset_step: int = 0
-
-    def update(self, accepted: int, gains: tuple[float, ...]) -> bool:
-        """Take one step in; True: alarm. ``gains`` are those of ``step_gains``."""
-        self.nats = max(0.0, self.nats + gains[min(accepted, len(gains) - 1)])
-        if self.nats < STEP_ALARM_NATS:
-            return False
-        self.nats = 0.0
-        return True
-
-
-def step_gains(floor: Floor, depth: int | None) -> tuple[float, ...]:
-    """Evidence of a step by its accepted tokens, 0 to K or ``STEP_CAP``; the last entry is for so many or more."""
-    cap = STEP_CAP if depth is None else min(STEP_CAP, depth)
-    return tuple(floor.gain(accepted, 1.0 if accepted < cap else 0.0) for accepted in range(cap + 1))
+    nats = max(MIN_EVIDENCE, baseline.token_seconds.nats(timed, RATE))
+    return Factor(nats, nats, Cause.UNKNOWN)

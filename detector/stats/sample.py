@@ -40,6 +40,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     decode_seconds: float | None = None
     """Longest gap included."""
     ttft_seconds: float | None = None
+    context_tokens: float = 0.0
+    """Prompt and half of the answer: what a step had to attend to on average. Unknown counts as nothing."""
 
 
 def sample_of(observation: Observation) -> Sample | None:
@@ -83,6 +85,7 @@ def sample_of(observation: Observation) -> Sample | None:
         tokens=tokens,
         decode_seconds=decode_seconds,
         ttft_seconds=_positive(observation.ttft_seconds),
+        context_tokens=(_positive(observation.prompt_tokens) or 0.0) + (tokens or 0.0) / 2,
     )
 
 

@@ -158,6 +158,16 @@ def test_an_answer_of_a_newer_launch_restarts(clock):
     assert watch.episodes[0].end_request == 12
 
 
+def test_recovery_adds_up(clock):
+    """Answers of a few words, none of which is enough alone."""
+    watch = watch_of(clock.answer(content) for content in [CHAT] * 20 + [DEAD] * 3)
+    canaries = 0
+    while watch.verdict.degraded:
+        watch.update(clock.answer(2.2, canary=True, tokens=6))
+        canaries += 1
+    assert 2 <= canaries <= 6
+
+
 def test_memory_is_bounded(clock):
     watch = watch_of(clock.answer(content) for content in ([CHAT] * 3 + [DEAD] * 2) * 300)
     assert len(watch.episodes) == 256

@@ -1,10 +1,9 @@
 """The healthy reference."""
 
-import math
-
+import msgspec
 import pytest
 
-from detector.stats.baseline import EARLY, WINDOW, Baseline, load_class
+from detector.stats.baseline import EARLY, WINDOW, Baseline
 from detector.stats.sample import Sample, chain_acceptance
 
 
@@ -28,47 +27,42 @@ def learned(*samples):
     return baseline
 
 
-@pytest.mark.parametrize(("in_flight", "expected"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 3), (7, 3), (8, 4), (100, 7)])
-def test_load_classes_double(in_flight, expected):
-    assert load_class(in_flight) == expected
-
-
 def test_three_answers_make_a_reference():
-    assert learned(sample(), sample()).step_level(1) is None
-    level = learned(*[sample()] * 3).step_level(1)
-    assert math.exp(level.median) == pytest.approx(0.02)
+    two, three = learned(*[sample()] * 2), learned(*[sample()] * 3)
+    assert (two.expected_step_seconds(1), two.expected_rate(1), two.medians.acceptance_length) == (None, None, None)
+    assert three.expected_step_seconds(1) == pytest.approx(0.02, rel=1e-3)
+    assert three.expected_rate(1) == pytest.approx(225.0, rel=1e-3)
 
 
 def test_the_reference_is_a_median_and_bounded():
-    baseline = learned(*[sample()] * 30, *[sample(step_seconds=9.0)] * 10)
-    assert math.exp(baseline.step_level(1).median) == pytest.approx(0.02)
+    baseline = learned(*[sample()] * 30)
     for _ in range(200):
         baseline.learn(sample(1.0))
     assert len(baseline.acceptance_lengths) == WINDOW
-    assert baseline.acceptance_length() == pytest.approx(2.0)
+    assert baseline.medians.acceptance_length == pytest.approx(2.0)
+    size = len(msgspec.msgpack.encode(baseline))
+    for _ in range(200):
+        baseline.learn(sample(1.0))
+    assert len(msgspec.msgpack.encode(baseline)) == pytest.approx(size, abs=200)
 
 
-def test_a_narrow_reference_of_few_answers_is_widened():
-    few, many = learned(*[sample()] * 3), learned(*[sample()] * 50)
-    assert few.rate_level(1).spread > 2 * many.rate_level(1).spread > 0.08
+def test_usual_load_and_context_are_medians():
+    assert Baseline().medians.in_flight == 1
+    medians = learned(*[sample()] * 3, *[sample(in_flight=5, context_tokens=900.0)] * 4).medians
+    assert (medians.in_flight, medians.context_tokens) == (5, 900.0)
 
 
-def test_a_load_never_seen_is_expected_as_slow_as_a_shared_engine():
-    baseline = learned(*[sample(in_flight=2)] * 3)
-    assert math.exp(baseline.step_level(8).median) == pytest.approx(0.08)
-    assert math.exp(baseline.rate_level(8).median) == pytest.approx(4.5 / 0.08)
-    assert math.exp(baseline.step_level(1).median) == pytest.approx(0.02)
-
-
-def test_the_usual_load_is_where_most_was_measured():
-    assert Baseline().usual_load() == 1
-    assert learned(*[sample()] * 3, *[sample(in_flight=5)] * 4).usual_load() == 4
+def test_a_new_reference_forgets_the_old_one():
+    baseline = learned(*[sample()] * 50)
+    baseline.rebuild([sample(0.08, step_seconds=0.05)] * 10)
+    assert baseline.medians.acceptance_length == pytest.approx(1.08)
+    assert baseline.expected_step_seconds(1) == pytest.approx(0.05, rel=1e-3)
 
 
 def test_an_upper_bound_is_not_learned_as_acceptance():
     baseline = learned(*[sample(upper_bound=True)] * 5)
-    assert baseline.acceptance() is None
-    assert baseline.rate_level(1) is not None
+    assert baseline.medians.conditional_acceptance is None
+    assert baseline.expected_rate(1) is not None
 
 
 @pytest.mark.parametrize(
@@ -92,8 +86,8 @@ def test_a_start_in_a_collapse_is_told_by_its_two_groups(low, high):
         assert not baseline.start(each)
         baseline.learn(each)
     assert [baseline.start(high) for _ in range(3)] == [False, False, True]  # fewer are no reference
-    assert math.exp(max(baseline.log_rates[1])) == pytest.approx(high.decode_tokens_per_second)
-    assert len(baseline.log_rates[1]) == 3
+    assert baseline.expected_rate(1) == pytest.approx(high.decode_tokens_per_second, rel=1e-3)
+    assert len(baseline.loads) == 3
 
 
 def test_contents_that_differ_are_not_taken_for_a_collapse():

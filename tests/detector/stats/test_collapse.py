@@ -1,11 +1,15 @@
 """Evidence of one answer and of one step."""
 
+import math
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detector.stats.acceptance import FREAK
 from detector.stats.baseline import Baseline
-from detector.stats.collapse import Floor, StepRule, floor_of, is_low, step_gains, weigh
+from detector.stats.collapse import EDetector, Evidence, Floor, floor_of, is_low, weigh
 from detector.stats.sample import Sample, chain_acceptance
 from detector.verdict import Cause
 
@@ -59,7 +63,7 @@ def test_longer_answers_weigh_more_and_none_too_much():
     weights = [weigh(sample(0.08, steps=steps), baseline()).nats for steps in (5.0, 50.0, 500.0, 5000.0)]
     assert weights == sorted(weights)
     assert weights[0] < 1
-    assert weights[2] == weights[3] == 6.0
+    assert math.log(1000) < weights[2] <= weights[3] <= math.log(1 / FREAK)
 
 
 def test_a_poor_drafter_has_a_floor_of_its_own():
@@ -76,11 +80,12 @@ def test_an_upper_bound_counts_only_where_it_is_low():
 
 def test_slow_steps_of_one_answer_are_not_enough_for_an_alarm():
     evidence = weigh(sample(each_step=0.2), baseline())
-    assert (evidence.nats, evidence.cause) == (4.0, Cause.STEP_INFLATION)
+    assert 4.0 < evidence.nats < math.log(1000)
+    assert evidence.cause is Cause.STEP_INFLATION
 
 
-@pytest.mark.parametrize("factor", [1.0, 1.5, 1.99])
-def test_steps_up_to_twice_as_slow_are_no_evidence(factor):
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.2, 1.3])
+def test_steps_somewhat_slower_are_no_evidence(factor):
     assert weigh(sample(each_step=0.02 * factor), baseline()).nats <= 0
 
 
@@ -89,7 +94,7 @@ def test_the_rate_decides_only_where_nothing_else_is_known():
     evidence = weigh(sample(decode_tokens_per_second=60.0, **unknown), baseline())
     assert evidence.nats > 5.3
     assert evidence.cause is Cause.UNKNOWN
-    assert weigh(sample(decode_tokens_per_second=0.61 * 225, **unknown), baseline()).nats <= 0
+    assert weigh(sample(decode_tokens_per_second=0.65 * 225, **unknown), baseline()).nats <= 0
     assert weigh(sample(decode_tokens_per_second=60.0), baseline()).nats < 0
 
 
@@ -102,6 +107,56 @@ def test_a_deeper_drop_of_the_rate_is_no_weaker_evidence(drops):
     assert deep >= shallow - 0.2
 
 
+def bet(acceptance, step=None):
+    """Evidence of given e-values."""
+    return Evidence(
+        math.log(acceptance), None if step is None else math.log(step), math.log(acceptance), Cause.ACCEPTANCE_COLLAPSE
+    )
+
+
+def test_one_freak_in_each_factor_is_no_collapse():
+    apart, together = EDetector(), EDetector()
+    apart.update(bet(60.0, 0.1))
+    together.update(bet(60.0, 0.1))
+    assert apart.update(bet(0.1, 60.0)) < math.log(60) < together.update(bet(60.0, 0.1)) - math.log(20)
+
+
+def test_a_rate_speaks_for_both_factors():
+    unknown = {"acceptance_length": None, "conditional_acceptance": None, "step_seconds": None}
+    evidence = weigh(sample(decode_tokens_per_second=60.0, **unknown), baseline())
+    assert evidence.acceptance_nats == evidence.step_nats > 0
+    assert weigh(sample(0.08, step_seconds=None), baseline()).step_nats is None
+
+
+def test_the_e_detector_sums_over_all_onsets():
+    detector, e_values = EDetector(), [0.5, 3.0, 2.0, 0.1]
+    for e_value in e_values:
+        detector.update(bet(e_value))
+    assert detector.acceptance == pytest.approx(sum(math.prod(e_values[onset:]) for onset in range(4)))
+
+
+def test_the_e_detector_alarms_no_more_often_than_it_is_set_to():
+    """e-values of a fair bet: the mean number of answers to an alarm at 50 is at least 50."""
+    rng, waits = random.Random(7), []
+    for _ in range(400):
+        detector, wait = EDetector(), 1
+        while True:
+            e_value = 1.9 if rng.random() < 0.5 else 0.1
+            if detector.update(bet(e_value, e_value)) >= math.log(50):
+                break
+            wait += 1
+        waits.append(wait)
+    assert sum(waits) / len(waits) >= 50
+
+
+def test_the_e_detector_stays_finite():
+    detector = EDetector()
+    for _ in range(1000):
+        assert math.isfinite(detector.update(bet(3000.0)))
+    for _ in range(1000):
+        assert math.isfinite(detector.update(bet(0.002)))
+
+
 def test_is_low_by_any_factor():
     reference = baseline()
     assert not is_low(sample(), reference)
@@ -111,25 +166,3 @@ def test_is_low_by_any_factor():
     assert is_low(sample(decode_tokens_per_second=100.0, **rate), reference)
     assert not is_low(sample(decode_tokens_per_second=200.0, **rate), reference)
     assert not is_low(sample(decode_tokens_per_second=None, **rate), reference)
-
-
-@pytest.mark.parametrize(("depth", "entries"), [(None, 4), (8, 4), (3, 4), (2, 3), (1, 2)])
-def test_step_gains_cover_what_a_step_can_accept(depth, entries):
-    gains = step_gains(FLOOR, depth)
-    assert len(gains) == entries
-    assert list(gains) == sorted(gains, reverse=True)
-    assert gains[0] > 0 > gains[-1]
-
-
-def test_the_step_rule_needs_a_run_and_starts_again():
-    rule, gains = StepRule(), step_gains(FLOOR, 8)
-    alarms = [number for number in range(1, 500) if rule.update(0, gains)]
-    assert alarms[0] == pytest.approx(85, abs=3)
-    assert alarms[1] == 2 * alarms[0]
-
-
-def test_the_step_rule_never_falls_below_zero():
-    rule, gains = StepRule(), step_gains(FLOOR, 8)
-    for _ in range(1000):
-        assert not rule.update(8, gains)
-    assert rule.nats == 0.0

@@ -60,9 +60,14 @@ def test_a_series_of_a_csv() -> None:
     assert all(later.started >= earlier.ended for earlier, later in itertools.pairwise(read.observations))
 
 
-def test_several_series_must_be_chosen_from() -> None:
-    with pytest.raises(ReadError, match=r"choose one with --series: dflash_n8, mtp_n3, nospec$"):
-        read_observations(DATA / "cycle.csv")
+def test_of_several_series_the_first_is_read_and_said_to_be() -> None:
+    read = read_observations(DATA / "cycle.csv")
+    assert read.observations == read_observations(DATA / "cycle.csv", series="dflash_n8").observations
+    (note,) = read.notes
+    assert note.endswith("read is the first one: dflash_n8 (--series: dflash_n8, mtp_n3, nospec)")
+
+
+def test_a_series_that_is_not_there_is_named() -> None:
     with pytest.raises(ReadError, match=r"no series 'eagle'; it has: dflash_n8, mtp_n3, nospec$"):
         read_observations(DATA / "cycle.csv", series="eagle")
 

@@ -1,0 +1,401 @@
+"""The phase of one backend, by rules without memory of earlier cycles: answers and steps in, verdicts out.
+
+Every answer gives evidence in nats (``stats.collapse``); an e-detector adds it up, and its alarm opens an episode.
+Inside an answer, the verify steps are tested (``stats.stream``). Clearly healthy answers, begun after the alarm, end
+the episode; one more makes the backend healthy.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from detector.diagnosis import cause_of_collapse, cause_of_slow_answer, diagnose_answer
+from detector.episodes import Account, Boundary
+from detector.observation import EngineSample, Observation, Step
+from detector.phases_state import PhasesState
+from detector.stats.baseline import WINDOW
+from detector.stats.cause import Diagnosis
+from detector.stats.collapse import EDetector, Evidence, floor_of, is_late, is_low, weigh, weigh_recovery
+from detector.stats.sample import Sample, sample_of
+from detector.stats.stream import StreamModel, stream_model
+from detector.verdict import Cause, Episode, Phase, Verdict
+
+MAX_BOUNDARIES = 64
+"""Boundaries kept for a caller that never takes them; the oldest go first."""
+QUARANTINE = 2
+"""An answer is learned when so many more came without an alarm: the first of a collapse is often not yet suspicious."""
+MAX_HELD = 8
+"""Answers that wait to be learned while there is suspicion."""
+SUSPICION_NATS = 1.0
+"""Evidence from which on the phase is ``transition``."""
+CLEAR_NATS = 1.0
+"""An answer speaks clearly against the backend from here on."""
+RECOVERY_NATS = 2.0
+"""An episode is over at this much evidence for health: one answer of 64 tokens of usual content gives more."""
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    """Medians of the healthy state; None while unknown."""
+
+    acceptance_length: float | None = None
+    step_seconds: float | None = None
+    decode_tokens_per_second: float | None = None
+
+
+class Answer(NamedTuple):
+    """One ended answer, as far as it says something about the backend."""
+
+    request: int
+    """Its number."""
+    observation: Observation
+    sample: Sample
+    evidence: Evidence | None
+    engine: EngineSample | None
+    """The last reading of the engine's own figures."""
+
+
+class Phases:
+    """Judges the phase of one backend. Time comes in with what it is told; it does no I/O."""
+
+    def __init__(self, alarm_nats: float, rebase_after_requests: int, state: PhasesState | None = None) -> None:
+        self._alarm_nats = alarm_nats
+        self._rebase_after_requests = rebase_after_requests
+        self._state = state or PhasesState()
+        self._model: StreamModel | None = None
+        self._prepare_steps()
+
+    @property
+    def state(self) -> PhasesState:
+        """To be stored; rules made from it go on where these were."""
+        return self._state
+
+    @property
+    def verdict(self) -> Verdict:
+        """The state of the backend after the last update."""
+        return self._state.verdict
+
+    @property
+    def episodes(self) -> list[Episode]:
+        """The last episodes, the oldest first."""
+        return list(self._state.log.episodes)
+
+    @property
+    def episodes_total(self) -> int:
+        """Episodes seen so far, those that are no longer kept included."""
+        return self._state.log.count
+
+    @property
+    def reference(self) -> Reference:
+        """Medians of the healthy state, times and rates at the load that is most usual."""
+        baseline, usual = self._state.baseline, self._state.baseline.medians
+        return Reference(
+            acceptance_length=usual.acceptance_length,
+            step_seconds=baseline.expected_step_seconds(usual.in_flight, usual.context_tokens),
+            decode_tokens_per_second=baseline.expected_rate(usual.in_flight, usual.context_tokens),
+        )
+
+    @property
+    def last_evidence_nats(self) -> float:
+        """Log likelihood ratio, degraded against healthy, of the last answer; 0 where it says nothing."""
+        return self._state.evidence_nats
+
+    @property
+    def requests(self) -> int:
+        """Number of the next client request."""
+        return self._state.requests
+
+    @property
+    def generation(self) -> int:
+        """Launch of the backend that is judged."""
+        return self._state.generation
+
+    @property
+    def rebases(self) -> int:
+        """How often a degraded state lasted so long that it became the reference."""
+        return self._state.rebases
+
+    def take_boundaries(self) -> list[Boundary]:
+        """Beginnings and ends of episodes since the last call, the oldest first."""
+        taken, self._state.boundaries = self._state.boundaries, []
+        return taken
+
+    def update(self, observation: Observation, engine: EngineSample | None = None) -> Verdict:
+        """Take one ended answer in.
+
+        Every client answer counts as a request, in the order of the calls; canaries are judged but not counted. Failed
+        answers, those of an older launch and those without numbers change nothing else. A newer launch restarts.
+        """
+        if observation.generation > self._state.generation:
+            self.restart(observation.generation)
+        state = self._state
+        index = state.requests
+        if not observation.canary:
+            state.requests += 1
+        self._end_stream(observation.request_id, index, observation.ended)
+        sample = sample_of(observation) if observation.generation == state.generation else None
+        state.evidence_nats = 0.0
+        if sample is None:
+            return state.verdict
+        if sample.num_speculative_tokens is not None:
+            state.num_speculative_tokens = sample.num_speculative_tokens
+        rebuilt = state.baseline.start(sample)
+        evidence = weigh(sample, state.baseline)
+        if evidence is not None:
+            state.evidence_nats = evidence.ratio_nats
+        answer = Answer(index, observation, sample, evidence, engine)
+        if state.verdict.degraded:
+            self._while_degraded(answer)
+        else:
+            self._while_serving(answer, learn=not rebuilt)
+        self._prepare_steps()
+        return state.verdict
+
+    def update_step(self, request_id: str, step: Step) -> Verdict | None:
+        """Take one event of a running answer in; the verdict where the step rule alarms, else None.
+
+        While acceptance stays dead the alarm repeats. Nothing is judged before there is a reference, since an engine
+        without speculation looks the same.
+        """
+        rule = self._state.step_rule
+        was_zero = rule.nats == 0.0
+        alarm = rule.update(self._model, request_id, step.tokens)
+        if was_zero and (alarm or rule.nats > 0.0):
+            self._state.step_onset_request = self._state.requests
+        return self._step_alarm(request_id, rule.streams[request_id].steps, step.at) if alarm else None
+
+    def restart(self, generation: int) -> None:
+        """The backend was launched anew: forget its phase, keep the reference."""
+        old = self._state
+        if old.verdict.degraded:
+            old.log.close(old.requests)
+            self._note("closed", old.requests)
+        old.step_rule.restart()
+        self._state = PhasesState(
+            generation=generation,
+            step_rule=old.step_rule,
+            requests=old.requests,
+            baseline=old.baseline,
+            log=old.log,
+            boundaries=old.boundaries,
+            rebases=old.rebases,
+        )
+        self._prepare_steps()
+
+    def _while_serving(self, answer: Answer, *, learn: bool) -> None:
+        state, phase, evidence, sample = self._state, self._state.verdict.phase, answer.evidence, answer.sample
+        nats = evidence.nats if evidence is not None else 0.0
+        if nats > 0 and sample.started < state.recovered_at:
+            return  # it began in the last episode, which explains it
+        suspicion = state.detector.update(evidence) if evidence is not None else state.detector.nats
+        self._suspect(answer, nats)
+        ended = answer.observation.ended
+        if evidence is not None and phase is Phase.RECOVERING and nats >= CLEAR_NATS:
+            self._resume(answer.request)
+            self._degrade(Phase.COLLAPSED, answer, state.log.episodes[-1].cause)
+        elif evidence is not None and suspicion >= self._alarm_nats:
+            row = state.suspects or Account(onset_request=answer.request)
+            cause = self._blame(answer, evidence.cause, others_degraded=True if row.answers > 1 else None)
+            state.log.open(row, answer.request, None, cause)
+            self._note("opened", row.onset_request)
+            self._degrade(Phase.COLLAPSED if row.answers > 1 else Phase.TRANSITION, answer, cause)
+        elif phase is Phase.RECOVERING and evidence is not None and evidence.ratio_nats > -CLEAR_NATS:
+            self._set(phase, None, False, ended, sample)
+        elif suspicion >= SUSPICION_NATS:
+            self._set(Phase.TRANSITION, None, False, ended, sample)
+            state.held = [*state.held, sample][-MAX_HELD:]
+        else:
+            self._set(Phase.HEALTHY, self._cause_of_slowness(answer), False, ended, sample)
+            self._learn(sample if learn else None)
+
+    def _learn(self, sample: Sample | None) -> None:
+        """Learn what has waited long enough. The very first answers need not wait: they are split if they differ."""
+        state = self._state
+        if sample is not None:
+            state.held.append(sample)
+        kept = QUARANTINE if state.baseline.settled else 0
+        while len(state.held) > kept:
+            state.baseline.learn(state.held.pop(0))
+
+    def _while_degraded(self, answer: Answer) -> None:
+        state, sample, ended = self._state, answer.sample, answer.observation.ended
+        factor = weigh_recovery(sample, state.baseline, state.verdict.cause or Cause.UNKNOWN)
+        if factor is not None and sample.started >= state.detected_at:
+            state.recovery_nats = max(0.0, state.recovery_nats - factor.ratio_nats)
+        if state.recovery_nats >= RECOVERY_NATS:
+            state.log.close(answer.request)
+            self._note("closed", answer.request)
+            self._end_suspicion(ended)
+            self._set(Phase.RECOVERING, None, False, ended, sample)
+            return
+        state.log.grow(sample, self._healthy_rate(sample))
+        phase, cause = state.verdict.phase, state.verdict.cause
+        if factor is not None and factor.nats >= CLEAR_NATS:
+            cause = self._confirmed_cause(answer, cause, factor.cause)
+            phase = Phase.COLLAPSED
+        self._count_degraded(sample)
+        self._set(phase, cause, True, ended, sample)
+        if state.degraded_answers >= self._rebase_after_requests:
+            self._rebase(answer)
+
+    def _confirmed_cause(self, answer: Answer, cause: Cause | None, factor: Cause) -> Cause | None:
+        """The cause after one more answer of the collapse. The one in which it began is a mixture and says less."""
+        state = self._state
+        if factor is Cause.ACCEPTANCE_COLLAPSE:
+            state.baseline.learn_collapsed(answer.sample)
+        if cause is Cause.UNKNOWN or factor is Cause.SPECULATION_OFF:
+            cause = factor
+        if cause is not None and (state.verdict.phase is Phase.TRANSITION or cause is not state.verdict.cause):
+            cause = self._blame(answer, cause, others_degraded=True)
+        if cause is not None:
+            state.log.episodes[-1].cause = cause
+        return cause
+
+    def _blame(self, answer: Answer, factor: Cause, *, others_degraded: bool | None) -> Cause:
+        """The cause of a collapse of which an alarm has shown the factor that moved."""
+        diagnosis = self._diagnose(answer, others_degraded)
+        cause = cause_of_collapse(diagnosis, factor)
+        self._state.diagnosis = diagnosis if cause is diagnosis.cause else None
+        return cause
+
+    def _cause_of_slowness(self, answer: Answer) -> Cause | None:
+        """What a slow answer of a healthy backend is put down to; most answers are not slow."""
+        baseline = self._state.baseline
+        if not is_low(answer.sample, baseline) and not is_late(answer.sample, baseline):
+            return None
+        return cause_of_slow_answer(self._diagnose(answer, others_degraded=False))
+
+    def _diagnose(self, answer: Answer, others_degraded: bool | None) -> Diagnosis:
+        baseline = self._state.baseline
+        return diagnose_answer(
+            answer.observation, answer.sample, baseline, answer.engine, others_degraded=others_degraded
+        )
+
+    def _step_alarm(self, request_id: str, step_number: int, at: float) -> Verdict:
+        state, rule = self._state, self._state.step_rule
+        if state.verdict.degraded:
+            return state.verdict
+        if state.verdict.phase is Phase.RECOVERING:
+            self._resume(state.requests)
+            phase = Phase.COLLAPSED
+        else:
+            onset = state.step_onset_request
+            row = Account(onset_request=onset, onset_step=rule.onset_step)
+            state.log.open(row, state.requests, step_number, Cause.ACCEPTANCE_COLLAPSE)
+            self._note("opened", onset)
+            state.detected_in, state.onset_in, state.diagnosis = request_id, rule.onset_stream, None
+            phase = Phase.TRANSITION
+        self._begin_episode(at)
+        self._set(phase, state.log.episodes[-1].cause or Cause.ACCEPTANCE_COLLAPSE, True, at, None)
+        return state.verdict
+
+    def _end_stream(self, request_id: str, index: int, ended: float) -> None:
+        """The answer has ended: its index, which the step rule could only estimate, is known now."""
+        state = self._state
+        stream = state.step_rule.streams.get(request_id)
+        if state.step_rule.end(self._model, request_id) and stream is not None:
+            self._step_alarm(request_id, stream.steps, ended)
+        if state.step_rule.onset_stream == request_id:
+            state.step_onset_request = index
+        if state.onset_in == request_id and state.log.account is not None:
+            state.log.episodes[-1].onset_request = state.log.account.onset_request = index
+            state.onset_in = None
+        if state.detected_in == request_id:
+            state.log.episodes[-1].detected_request = index
+            state.detected_in = None
+
+    def _suspect(self, answer: Answer, nats: float) -> None:
+        """Keep the totals of the row of suspicious answers that this one continues, begins or breaks."""
+        state, sample = self._state, answer.sample
+        if nats <= 0 and not is_low(sample, state.baseline):
+            state.suspects = None
+            return
+        state.suspects = state.suspects or Account(onset_request=answer.request)
+        state.suspects.add(sample, self._healthy_rate(sample))
+
+    def _degrade(self, phase: Phase, answer: Answer, cause: Cause) -> None:
+        self._begin_episode(answer.observation.ended)
+        self._count_degraded(answer.sample)
+        self._set(phase, cause, True, answer.observation.ended, answer.sample)
+
+    def _begin_episode(self, at: float) -> None:
+        state = self._state
+        state.detected_at, state.recovery_nats = at, 0.0
+        state.degraded_answers, state.recent = 0, []
+        state.suspects, state.held = None, []
+
+    def _end_suspicion(self, at: float) -> None:
+        state = self._state
+        state.detector, state.suspects, state.held, state.diagnosis = EDetector(), None, [], None
+        state.degraded_answers, state.recent, state.recovered_at = 0, [], at
+
+    def _resume(self, request: int) -> None:
+        self._state.log.resume()
+        self._note("resumed", request)
+
+    def _note(self, kind: Literal["opened", "closed", "resumed", "rebased"], request: int) -> None:
+        self._state.boundaries = [*self._state.boundaries, Boundary(kind, request)][-MAX_BOUNDARIES:]
+
+    def _count_degraded(self, sample: Sample) -> None:
+        state = self._state
+        state.degraded_answers += 1
+        state.recent.append(sample)
+        del state.recent[:-WINDOW]
+
+    def _rebase(self, answer: Answer) -> None:
+        """What was called degraded for so long is the new normal."""
+        state = self._state
+        answers = state.degraded_answers
+        state.baseline.rebuild(state.recent)
+        state.baseline.early, state.baseline.settled = [], True
+        state.rebases += 1
+        state.log.close(answer.request)
+        self._note("rebased", answer.request)
+        self._end_suspicion(answer.observation.ended)
+        self._set(Phase.HEALTHY, None, False, answer.observation.ended, answer.sample)
+        evidence = {**state.verdict.evidence, "rebased_after_requests": float(answers)}
+        state.verdict = msgspec.structs.replace(state.verdict, evidence=evidence)
+
+    def _healthy_rate(self, sample: Sample) -> float | None:
+        return self._state.baseline.expected_rate(sample.in_flight, sample.context_tokens)
+
+    def _prepare_steps(self) -> None:
+        """The step rule's model changes only with the reference and K: look it up once an answer, not once a step."""
+        floor = floor_of(self._state.baseline)
+        depth = self._state.num_speculative_tokens
+        self._model = stream_model(floor.worst_healthy, depth) if floor is not None else None
+
+    def _set(self, phase: Phase, cause: Cause | None, degraded: bool, at: float, sample: Sample | None) -> None:
+        before, diagnosis = self._state.verdict, self._state.diagnosis
+        self._state.verdict = Verdict(
+            phase=phase,
+            cause=cause,
+            degraded=degraded,
+            since=before.since if phase is before.phase else at,
+            why=diagnosis.why if diagnosis is not None else "",
+            remedies=tuple(diagnosis.remedies) if diagnosis is not None else (),
+            evidence=self._evidence(sample),
+        )
+
+    def _evidence(self, sample: Sample | None) -> dict[str, float]:
+        """The numbers behind the verdict; those that are unknown are left out."""
+        state, reference = self._state, self.reference
+        numbers: dict[str, float | None] = {
+            "evidence_nats": state.detector.nats,
+            "answer_evidence_nats": state.evidence_nats,
+            "alarm_nats": self._alarm_nats,
+            "step_evidence_nats": state.step_rule.nats or None,
+            "reference_acceptance_length": reference.acceptance_length,
+            "reference_step_seconds": reference.step_seconds,
+            "reference_decode_tokens_per_second": reference.decode_tokens_per_second,
+        }
+        if sample is not None:
+            numbers |= {
+                "acceptance_length": sample.acceptance_length,
+                "conditional_acceptance": sample.conditional_acceptance,
+                "step_seconds": sample.step_seconds,
+                "decode_tokens_per_second": sample.decode_tokens_per_second,
+                "in_flight": float(sample.in_flight),
+            }
+        return {name: number for name, number in numbers.items() if number is not None}

@@ -1,0 +1,54 @@
+"""Everything that the rules for the phase of one backend remember, in one struct that can be stored and restored."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from detector.episodes import Account, Boundary, EpisodeLog
+from detector.stats.baseline import Baseline
+from detector.stats.cause import Diagnosis
+from detector.stats.collapse import EDetector
+from detector.stats.sample import Sample
+from detector.stats.stream import StreamRule
+from detector.verdict import Verdict
+
+
+class PhasesState(msgspec.Struct, kw_only=True):
+    """Everything the rules remember."""
+
+    generation: int = 0
+    requests: int = 0
+    verdict: Verdict = Verdict()
+    baseline: Baseline = msgspec.field(default_factory=Baseline)
+    log: EpisodeLog = msgspec.field(default_factory=EpisodeLog)
+    detector: EDetector = msgspec.field(default_factory=EDetector)
+    held: list[Sample] = []
+    """Answers that are neither clearly healthy nor an alarm: learned once they prove harmless, else dropped."""
+    evidence_nats: float = 0.0
+    """Log likelihood ratio, degraded against healthy, of the last answer; 0 where it says nothing."""
+    diagnosis: Diagnosis | None = None
+    """Of the open episode, where the table names its cause."""
+    recovery_nats: float = 0.0
+    """Evidence that the open episode is over, added up from its last contradiction on."""
+    boundaries: list[Boundary] = []
+    """Not yet taken by the caller."""
+    suspects: Account | None = None
+    """The row of suspicious answers up to now."""
+    rebases: int = 0
+    """How often the reference was given up for what had been called degraded."""
+    detected_at: float = -math.inf
+    """When the last episode was detected: answers begun before it cannot prove recovery."""
+    recovered_at: float = -math.inf
+    """When the last episode ended: answers begun before it cannot prove a new one."""
+    degraded_answers: int = 0
+    recent: list[Sample] = []
+    """The last degraded answers, for a new reference."""
+    step_rule: StreamRule = msgspec.field(default_factory=StreamRule)
+    step_onset_request: int = 0
+    """Index of the answer in which the evidence of ``step_rule`` left zero."""
+    detected_in: str | None = None
+    """Stream in which the open episode was detected; its request index is known when it ends."""
+    onset_in: str | None = None
+    num_speculative_tokens: int | None = None

@@ -1,0 +1,238 @@
+"""The healthy law of a drafter's acceptance, learned from its answers, and the evidence of one answer against it.
+
+An answer's acceptance is a noisy look at a conditional acceptance p that its content decides. What healthy content
+there is, is a mixing distribution over a grid of p, learned by predictive recursion (Newton and Zhang, Biometrika 86,
+1999; Martin and Ghosh, Statistical Science 23, 2008): no classes have to be named, noise of short answers is taken out,
+and the memory is the grid. docs/detection.md has the model.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+GRID_STEP = 0.25
+GRID = tuple(-4.0 + GRID_STEP * index for index in range(33))
+"""Logits of the conditional acceptances that are told apart: 0.018 to 0.982."""
+ACCEPTANCES = tuple(1 / (1 + math.exp(-logit)) for logit in GRID)
+OVERDISPERSIONS = (3.0, 5.0, 8.0, 13.0, 21.0)
+"""Verify steps that count as one independent step: content makes the steps of an answer alike. Which of these it is, is
+learned too."""
+OVERDISPERSION_PRIOR = (0.2, 0.3, 0.3, 0.15, 0.05)
+UNSCORED_ANSWERS = 5
+"""First answers, which are predicted from hardly anything."""
+SCORE_MEMORY = 0.998
+"""Share that an overdispersion's score keeps at each answer."""
+LOWEST_CONTENT = 0.6
+"""Healthy content was never seen below (prose; DFlash, MTP, EAGLE drafters); what is not yet learned may be as low."""
+LOWEST_CONTENT_SHARE = 0.75
+"""A drafter whose mean is low has its lowest content at this share of it."""
+UNSEEN = 0.1
+"""Share of answers that may be of content never seen here, however long the watch has learned."""
+RARE_CONTENT = 0.5
+"""Content with at least this share of what was learned may make up all of the traffic for a while."""
+FREAK = 1 / 4000
+"""Share of healthy answers that look like a dead drafter's for a reason of their own."""
+COLLAPSED_SHARE, COLLAPSED_TOP_SHARE = 0.35, 0.7
+"""A collapsed drafter has about this share of its usual conditional acceptance, and at most this."""
+TAIL = 10.0
+"""Degrees of the tail: an answer E nats off counts as if (1 + E / TAIL)^-TAIL likely, not exp(-E)."""
+MAX_SHARE = 0.999
+"""A higher acceptance counts as this."""
+TRUSTED_ANSWERS = 40
+"""The first answers make the reference as they are; later ones count by how likely they are not of a collapse."""
+DOUBTED = 0.2
+"""Share of collapsed answers expected among those that raised no alarm."""
+COLLAPSE_MEMORY_ANSWERS = 30
+MEMORY_ANSWERS = 400
+"""Answers after which the learning rate no longer falls: older ones are slowly forgotten."""
+_SMOOTHING = (0.03, 0.12, 0.7, 0.12, 0.03)
+"""An answer stands for contents near its own as well."""
+
+
+Array = npt.NDArray[np.float64]
+_SHARES = np.array(ACCEPTANCES)
+_PER_OVERDISPERSION = 1 / np.array(OVERDISPERSIONS)[:, None]
+_LOG_ACCEPTED, _LOG_REJECTED = np.log(_SHARES), np.log1p(-_SHARES)
+
+
+@lru_cache(maxsize=128)
+def _collapse_prior(usual: float) -> Array:
+    """A collapsed drafter of this usual acceptance: a Laplace law of its logit."""
+    middle, top = _logit(COLLAPSED_SHARE * usual), _logit(COLLAPSED_TOP_SHARE * usual)
+    logits = np.array(GRID)
+    weights = np.exp(-np.abs(logits - middle)) * (logits <= top + GRID_STEP / 2)
+    prior: Array = weights / weights.sum()
+    return prior
+
+
+@lru_cache(maxsize=128)
+def _content_prior(lowest: float) -> Array:
+    """Healthy content before any was seen: any logit from the lowest to 3, equally likely."""
+    low = min(2.0, _logit(lowest))
+    weights = np.array([1.0 if low - GRID_STEP / 2 <= logit <= 3.0 else 0.0 for logit in GRID])
+    prior: Array = weights / weights.sum()
+    return prior
+
+
+class _Model(NamedTuple):
+    """The two hypotheses."""
+
+    shares: Array
+    """Posterior share of each overdispersion."""
+    healthy: Array
+    """For each overdispersion, what healthy answers may come from: the content learned, and some never seen."""
+    collapsed: Array
+
+
+class Acceptance(msgspec.Struct, frozen=True):
+    """What an answer says about its drafter."""
+
+    share: float
+    """Conditional acceptance: of the positions tried, those accepted; 0..1."""
+    positions: int | None
+    """Draft positions that ``share`` covers: 1 for p_0, K for the acceptance length, None: K is unknown."""
+    tokens: float
+    """Decoded tokens of the answer."""
+
+
+class AcceptanceLaw(msgspec.Struct, kw_only=True):
+    """Mixing distribution of healthy acceptance over ``GRID``, for each overdispersion, and how well each predicts."""
+
+    weights: bytes = msgspec.field(default_factory=lambda: _rows(_content_prior(LOWEST_CONTENT)).tobytes())
+    """Float64, a row for each overdispersion and a column for each grid point."""
+    scores: bytes = np.log(OVERDISPERSION_PRIOR).tobytes()
+    """For each overdispersion, the log predictive likelihood of the answers so far, with forgetting."""
+    answers: int = 0
+    collapsed: bytes = b""
+    """Mixing distribution of the collapses seen, which sharpens the alternative; the prior keeps half of the weight."""
+    collapsed_answers: int = 0
+
+    def learn(self, acceptance: Acceptance) -> None:
+        """Take one healthy answer in: predictive recursion with weights 1/n, not below 1/``MEMORY_ANSWERS``."""
+        if self.answers == 0:
+            # A drafter may be poor from the start.
+            lowest = min(LOWEST_CONTENT, LOWEST_CONTENT_SHARE * acceptance.share)
+            self.weights = _rows(_content_prior(round(lowest, 2))).tobytes()
+        kernel, model = _kernel(acceptance), self._model()
+        joint = model.healthy * kernel
+        predicted = np.maximum(joint.sum(axis=1), 1e-300)
+        trust = 1.0
+        if self.answers >= TRUSTED_ANSWERS:
+            healthy, collapsed = float(model.shares @ predicted), float(model.shares @ (kernel @ model.collapsed))
+            trust = healthy / (healthy + DOUBTED * collapsed)
+        self.answers += 1
+        rate = trust * max(1 / (self.answers + 1), 1 / MEMORY_ANSWERS)
+        posterior = _smoothed(joint / predicted[:, None])
+        weights = (1 - rate) * self._weights() + rate * posterior
+        self.weights = (weights / weights.sum(axis=1, keepdims=True)).tobytes()
+        if self.answers > UNSCORED_ANSWERS:
+            scores = SCORE_MEMORY * np.frombuffer(self.scores) + trust * np.log(predicted)
+            self.scores = (scores - scores.max()).tobytes()
+
+    def learn_collapsed(self, acceptance: Acceptance) -> None:
+        """Take one answer of a collapse in."""
+        model = self._model()
+        joint = model.collapsed * (model.shares @ _kernel(acceptance))
+        self.collapsed_answers += 1
+        rate = max(1 / (self.collapsed_answers + 1), 1 / COLLAPSE_MEMORY_ANSWERS)
+        posterior = _smoothed(joint[None, :] / joint.sum())[0]
+        weights = (1 - rate) * (np.frombuffer(self.collapsed) if self.collapsed else model.collapsed) + rate * posterior
+        self.collapsed = (weights / weights.sum()).tobytes()
+
+    def nats(self, acceptance: Acceptance) -> tuple[float, float]:
+        """Log likelihood ratios of collapsed against healthy: for the least favourable traffic, and for all traffic.
+
+        The first is evidence for a collapse: its exponential has a mean of at most 1 over answers of any one content
+        with a share of at least ``RARE_CONTENT``. The negative of the second is evidence for health.
+        """
+        kernel, model = _kernel(acceptance), self._model()
+        healthy = float(model.shares @ (model.healthy * kernel).sum(axis=1))
+        collapsed = float(model.shares @ (kernel @ model.collapsed))
+        worst = healthy / RARE_CONTENT + FREAK * collapsed
+        return _log_ratio(collapsed, worst), _log_ratio(collapsed, healthy + FREAK * collapsed)
+
+    def _weights(self) -> Array:
+        return np.frombuffer(self.weights).reshape(len(OVERDISPERSIONS), len(GRID))
+
+    def _model(self) -> _Model:
+        return _model(self.weights, self.scores, self.collapsed)
+
+
+@lru_cache(maxsize=64)
+def _model(weights: bytes, scores: bytes, collapses: bytes) -> _Model:
+    shares = np.exp(np.frombuffer(scores))
+    shares /= shares.sum()
+    seen = np.frombuffer(weights).reshape(len(OVERDISPERSIONS), len(GRID))
+    usual = float(shares @ (seen @ _SHARES))
+    unseen = _content_prior(round(min(LOWEST_CONTENT, LOWEST_CONTENT_SHARE * usual), 2))
+    collapsed = _collapse_prior(round(usual, 2))
+    if collapses:
+        collapsed = (collapsed + np.frombuffer(collapses)) / 2
+    return _Model(shares, (1 - UNSEEN) * seen + UNSEEN * unseen, collapsed)
+
+
+def _logit(share: float) -> float:
+    share = min(0.98, max(0.02, share))
+    return math.log(share / (1 - share))
+
+
+def _log_ratio(above: float, below: float) -> float:
+    return math.log(max(above, 1e-300) / max(below, 1e-300))
+
+
+_SMOOTHER = sum(share * np.eye(len(GRID), k=offset - 2) for offset, share in enumerate(_SMOOTHING))
+
+
+class _Table(NamedTuple):
+    """What a kernel needs at each grid point, for a number of draft positions."""
+
+    steps_per_token: Array
+    half_log_steps_per_token: Array
+
+
+def _rows(weights: Array) -> Array:
+    return np.tile(weights, (len(OVERDISPERSIONS), 1))
+
+
+@lru_cache(maxsize=64)
+def _table(positions: int | None) -> _Table:
+    per_token = np.array([1 / (1 + _accepted(share, positions)) for share in ACCEPTANCES])
+    return _Table(per_token, 0.5 * np.log(per_token))
+
+
+@lru_cache(maxsize=8)
+def _kernel(acceptance: Acceptance) -> Array:
+    """Likelihood of the answer for each overdispersion and at each grid point, up to a common factor.
+
+    Saddlepoint density of a mean over n steps, sqrt(n) exp(-n D(observed, p) / overdispersion), with a heavier tail. D
+    is the Kullback divergence of one step, n the steps that a drafter of acceptance p would have taken for these
+    tokens (an unlucky answer takes more steps, which must not count as more evidence).
+    """
+    share, positions = min(MAX_SHARE, max(0.0, acceptance.share)), acceptance.positions
+    rejected = 1.0 - (0.0 if positions is None else share**positions)
+    accepted = _accepted(share, positions)
+    itself = rejected * math.log1p(-share) + (accepted * math.log(share) if share > 0 else 0.0)
+    table = _table(positions)
+    divergence = itself - accepted * _LOG_ACCEPTED - rejected * _LOG_REJECTED
+    exponent = acceptance.tokens * table.steps_per_token * divergence
+    tail = TAIL * np.log1p(_PER_OVERDISPERSION * exponent / TAIL)
+    logs = table.half_log_steps_per_token + 0.5 * np.log(_PER_OVERDISPERSION) - tail
+    kernel: Array = np.exp(logs - logs.max())
+    return kernel
+
+
+def _accepted(share: float, positions: int | None) -> float:
+    """Accepted tokens a step: p + p^2 + ... + p^K."""
+    full = 0.0 if positions is None else share**positions
+    return share * (1 - full) / (1 - share)
+
+
+def _smoothed(rows: Array) -> Array:
+    smooth: Array = rows @ _SMOOTHER
+    return smooth

@@ -1,0 +1,256 @@
+"""The healthy law of a time per step (or per token), given load and context, and the evidence of one answer against it.
+
+log seconds = intercept + slopes x covariates + noise, by a Kalman filter (recursive least squares with a prior and a
+slowly moving intercept); noise of variance a + b/length, heavy-tailed; and a few answers with a stall of some seconds.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+Vector = tuple[float, float, float]
+
+PRIOR_SLOPES = (0.3, 0.5)
+"""Of log requests in flight, and of log(1 + context / ``CONTEXT_SCALE``), before anything is learned."""
+PRIOR_DEVIATIONS = (10.0, 0.35, 0.5)
+DRIFT = (1e-5, 1e-6, 1e-6)
+"""Variance by which intercept and slopes may move from one answer to the next."""
+CONTEXT_SCALE = 20_000.0
+MIN_SPREAD = 0.04
+"""Nats; a few answers that happen to agree do not make a narrower reference than this."""
+MAX_SPREAD = 0.3
+"""No healthy backend is taken to be noisier than this: a collapse that went unseen must not teach otherwise."""
+PRIOR_ANSWERS = 4.0
+"""Weight of ``MIN_SPREAD`` in the learned variance, in answers."""
+REFERENCE_TOKENS = 100.0
+"""Length at which b/length is b."""
+MEMORY = 0.998
+"""Weight that the variance keeps of what it knew, at each answer."""
+WIDE_CONTENT = 1.0
+"""Nats by which content may slow a rate while little is known of it: A differs by three times in a healthy run."""
+ONE_CONTENT_SPREAD = 0.08
+"""First answers that differ by less than this are of one kind of content."""
+MAX_STALL_SHARE = 0.5
+MAX_STALL = 5.0
+"""Nats; a longer stall counts as this one."""
+NOISE_SPREADS, MIN_RANGE = 2.0, 0.5
+"""A slowdown is at least this many spreads, and the range of slowdowns at least this wide, in nats."""
+TRUSTED_ANSWERS = 40
+"""The first answers make the reference as they are; later ones count by how likely they are not of a slow backend."""
+SLOW_SHARE = 0.5
+"""Odds of a slow backend among answers that raised no alarm."""
+STALL_SHARE, STALL_ANSWERS = 0.005, 200.0
+"""Share of healthy answers with a stall, before any is learned, and the answers that this counts for."""
+STALL_SHAPE, STALL_SECONDS = 3.0, 4.0
+"""Lomax law of the seconds of a stall before any is learned: mean 2 s."""
+ASSUMED_SECONDS = 10.0
+"""Decode time of an answer whose length is unknown, against which a stall is measured."""
+
+
+class Timed(msgspec.Struct, frozen=True):
+    """One time, with what explains it."""
+
+    log_seconds: float
+    """Per step or per token."""
+    in_flight: int
+    context_tokens: float
+    tokens: float | None
+    """Length of the answer, None where it is unknown."""
+    units: float | None
+    """Steps or tokens that the time is a mean over, None where it is unknown."""
+
+
+class Alternative(msgspec.Struct, frozen=True):
+    """What a slowdown and its rivals look like, in nats of time."""
+
+    least: float
+    most: float
+    """A slow backend is slower by anything between, equally likely."""
+    content: float = 0.0
+    """Healthy content never seen may be slower by up to this; 0: content does not matter."""
+    content_share: float = 0.0
+    freak: float = 1 / 4000
+    """Share of healthy answers that are as slow as that for a reason of their own; bounds one answer's evidence."""
+
+
+STEP = Alternative(math.log(1.5), 2.0, freak=1 / 1000)
+RATE = Alternative(0.5, 1.5, content=0.5, content_share=0.4)
+
+
+class TimeLaw(msgspec.Struct, kw_only=True):
+    """Healthy times of one kind."""
+
+    mean: list[float] = msgspec.field(default_factory=lambda: [0.0, *PRIOR_SLOPES])
+    covariance: list[list[float]] = msgspec.field(
+        default_factory=lambda: [
+            [PRIOR_DEVIATIONS[row] ** 2 if row == column else 0.0 for column in range(3)] for row in range(3)
+        ]
+    )
+    answers: int = 0
+    moments: list[float] = msgspec.field(
+        default_factory=lambda: [
+            PRIOR_ANSWERS,
+            PRIOR_ANSWERS,
+            2 * PRIOR_ANSWERS,
+            PRIOR_ANSWERS * MIN_SPREAD**2,
+            PRIOR_ANSWERS * MIN_SPREAD**2,
+        ]
+    )
+    """Sums of weight, u, u^2, residual^2 and u residual^2, where u = reference / length."""
+    stalls: float = STALL_SHARE * STALL_ANSWERS
+    stall_chances: float = STALL_ANSWERS
+    """Requests in flight, summed over answers: each may have interrupted the answer, with a prefill for one."""
+    stall_shape: float = STALL_SHAPE
+    stall_seconds: float = STALL_SECONDS
+
+    def predict(self, in_flight: int, context_tokens: float = 0.0) -> float:
+        """Log seconds expected at this load and context."""
+        intercept, load, context = self.mean
+        return intercept + load * math.log(max(1, in_flight)) + context * math.log1p(context_tokens / CONTEXT_SCALE)
+
+    def deviation(self, timed: Timed) -> tuple[float, float]:
+        """How much slower than expected, in nats, and the standard error of that."""
+        slower, _, spread = self._compare(timed)
+        return slower, spread
+
+    def learn(self, timed: Timed, alternative: Alternative) -> None:
+        """Take one healthy answer in. ``alternative``: what it would be if it were not."""
+        slower, noise, spread = self._compare(timed)
+        trust = weight = 1.0
+        if self.answers >= TRUSTED_ANSWERS:
+            trust = 1 / (1 + SLOW_SHARE * math.exp(self._ratio(timed, slower, spread, alternative)))
+        if self.answers >= 3:
+            self._learn_noise(timed, slower, spread, trust)
+            # Huber's weight: an answer far off moves the line no more than one at 2.5 spreads.
+            weight = trust * min(1.0, 2.5 * spread / max(abs(slower), 1e-12))
+        self._learn_line(_covariates(timed), slower, noise / weight)
+        self.answers += 1
+
+    def nats(self, timed: Timed, alternative: Alternative) -> float:
+        """Log likelihood ratio of a slow backend against a healthy one."""
+        slower, _, spread = self._compare(timed)
+        return self._ratio(timed, slower, spread, alternative)
+
+    def _compare(self, timed: Timed) -> tuple[float, float, float]:
+        """How much slower than expected, in nats; the variance of its noise; its predictive spread."""
+        _, load, context = _covariates(timed)
+        (p00, p01, p02), (_, p11, p12), (_, _, p22) = self.covariance
+        uncertainty = p00 + load * (2 * p01 + load * p11 + 2 * context * p12) + context * (2 * p02 + context * p22)
+        noise = self._noise(timed)
+        expected = self.predict(timed.in_flight, timed.context_tokens)
+        return timed.log_seconds - expected, noise, math.sqrt(noise + max(0.0, uncertainty))
+
+    def _ratio(self, timed: Timed, slower: float, spread: float, alternative: Alternative) -> float:
+        # What healthy answers differ by anyway is no slowdown, however long a block of such answers lasts.
+        least = min(max(alternative.least, NOISE_SPREADS * spread), alternative.most - MIN_RANGE)
+        # Beyond both ends the ratio of two tails says nothing: evidence stays what it is there.
+        slower = max(0.0, min(slower, max(alternative.most - spread, (least + alternative.most) / 2)))
+        body = t4_density(slower / spread) / spread
+        if alternative.content_share:
+            content = WIDE_CONTENT if self._content_is_new() else alternative.content
+            reach = normal_cumulative(slower / spread) - normal_cumulative((slower - content) / spread)
+            body += alternative.content_share * (reach / content - body)
+        share = self._stall_share(timed)
+        healthy = (1 - share) * body + share * self._stall_density(timed, slower)
+        reach = t4_cumulative((slower - least) / spread) - t4_cumulative((slower - alternative.most) / spread)
+        slow = max(reach / (alternative.most - least), 1e-12)
+        return math.log(slow / (healthy + alternative.freak * slow))
+
+    def _content_is_new(self) -> bool:
+        """Too few answers to know all content, and too different for content of one kind."""
+        weight, _, _, squares, _ = self.moments
+        return self.answers < TRUSTED_ANSWERS and squares > weight * ONE_CONTENT_SPREAD**2
+
+    def _noise(self, timed: Timed) -> float:
+        """Variance a + b u of one answer's noise: least squares on the squared residuals."""
+        weight, u, uu, r, ur = self.moments
+        determinant = weight * uu - u * u
+        a, b = r / weight, 0.0
+        if determinant > 1e-9 * weight * uu:
+            slope = (weight * ur - u * r) / determinant
+            if slope > 0:
+                a, b = (uu * r - u * ur) / determinant, slope
+                if a < 0:
+                    a, b = 0.0, ur / uu
+        a, b = min(a, MAX_SPREAD**2), min(b, MAX_SPREAD**2)
+        # A slope through a few points promises too much for long answers.
+        least = MIN_SPREAD**2 if self.answers >= TRUSTED_ANSWERS else max(MIN_SPREAD**2, min(r / weight, MAX_SPREAD**2))
+        return max(least, a + b * _shortness(timed))
+
+    def _learn_line(self, x: Vector, residual: float, noise: float) -> None:
+        """One step of the Kalman filter; what is unknown never exceeds what it was at the start."""
+        p = self.covariance
+        for index in range(3):
+            p[index][index] = min(p[index][index] + DRIFT[index], PRIOR_DEVIATIONS[index] ** 2)
+        _, load, context = x
+        px = [row[0] + row[1] * load + row[2] * context for row in p]
+        total = px[0] + px[1] * load + px[2] * context + noise
+        self.mean = [value + gain * residual / total for value, gain in zip(self.mean, px, strict=True)]
+        for row, gain in zip(p, px, strict=True):
+            share = gain / total
+            row[0] -= share * px[0]
+            row[1] -= share * px[1]
+            row[2] -= share * px[2]
+
+    def _learn_noise(self, timed: Timed, slower: float, spread: float, trust: float) -> None:
+        stalled = 0.0
+        self.stall_chances += timed.in_flight
+        if slower > 0:
+            share = self._stall_share(timed)
+            as_stall = share * self._stall_density(timed, slower)
+            stalled = as_stall / (as_stall + (1 - share) * t4_density(slower / spread) / spread)
+            self.stalls += stalled
+            self.stall_shape += stalled
+            self.stall_seconds += stalled * self._expected_seconds(timed) * math.expm1(min(slower, MAX_STALL))
+        square = (1 - stalled) * min(slower * slower, 12 * spread * spread)
+        u = _shortness(timed)
+        news = (1.0, u, u * u, square, u * square)
+        self.moments = [MEMORY * moment + trust * new for moment, new in zip(self.moments, news, strict=True)]
+
+    def _stall_share(self, timed: Timed) -> float:
+        return min(MAX_STALL_SHARE, self.stalls / self.stall_chances * timed.in_flight)
+
+    def _expected_seconds(self, timed: Timed) -> float:
+        if timed.units is None:
+            return ASSUMED_SECONDS
+        return timed.units * math.exp(self.predict(timed.in_flight, timed.context_tokens))
+
+    def _stall_density(self, timed: Timed, slower: float) -> float:
+        """Density of a slowdown in nats when it is a stall: its seconds follow a Lomax law."""
+        if slower <= 0:
+            return 0.0
+        expected = self._expected_seconds(timed)
+        seconds = expected * math.expm1(slower)
+        shape, scale = self.stall_shape, self.stall_seconds
+        tail: float = (1 + seconds / scale) ** (-shape - 1)
+        return shape / scale * tail * expected * math.exp(slower)
+
+
+def _covariates(timed: Timed) -> Vector:
+    return 1.0, math.log(max(1, timed.in_flight)), math.log1p(timed.context_tokens / CONTEXT_SCALE)
+
+
+def _shortness(timed: Timed) -> float:
+    """u of the variance a + b u: neighbours and pauses disturb a short answer more than a long one."""
+    if timed.tokens is None:
+        return 1.0
+    return REFERENCE_TOKENS * timed.in_flight / max(timed.tokens, 1.0)
+
+
+def t4_density(x: float) -> float:
+    """Density of Student's t with 4 degrees of freedom."""
+    w = 1 + x * x / 4
+    return 0.375 / (w * w * math.sqrt(w))
+
+
+def t4_cumulative(x: float) -> float:
+    """Distribution function of Student's t with 4 degrees of freedom, in closed form."""
+    w = x / math.sqrt(x * x + 4)
+    return 0.5 + 0.75 * (w - w**3 / 3)
+
+
+def normal_cumulative(x: float) -> float:
+    """Distribution function of the normal law."""
+    return 0.5 * math.erfc(-x / math.sqrt(2))

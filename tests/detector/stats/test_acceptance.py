@@ -1,0 +1,159 @@
+"""The learned law of healthy acceptance."""
+
+import math
+import random
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detector.stats.acceptance import OVERDISPERSIONS, Acceptance, AcceptanceLaw
+from detector.stats.sample import chain_acceptance
+
+DEPTH = 8
+
+
+def answer(accepted, tokens=500.0, depth=DEPTH):
+    return Acceptance(chain_acceptance(accepted, depth), depth, tokens)
+
+
+def learned(*accepted, times=40, tokens=500.0):
+    law = AcceptanceLaw()
+    for _ in range(times):
+        for each in accepted:
+            law.learn(answer(each, tokens))
+    return law
+
+
+def evidence(law, accepted, tokens=500.0):
+    return law.nats(answer(accepted, tokens))[0]
+
+
+def _accepted(rng, steps, deviation):
+    """Accepted tokens of steps whose acceptance jumps every 20 steps."""
+    total = 0
+    for number in range(steps):
+        if number % 20 == 0:
+            p = 1 / (1 + math.exp(-1.1 - rng.gauss(0, deviation)))
+        taken = 0
+        while taken < DEPTH and rng.random() < p:
+            taken += 1
+        total += taken
+    return total
+
+
+def test_a_dead_drafter_is_evidence_and_usual_content_is_none():
+    law = learned(3.5)
+    assert evidence(law, 0.1) > 7
+    assert evidence(law, 3.5) < -5
+
+
+@pytest.mark.parametrize("prose", [2.0, 2.2])
+def test_content_never_seen_is_no_evidence(prose):
+    """Prose after nothing but code, however long: any mean above the lowest healthy content is."""
+    assert evidence(learned(5.0, times=300), prose, tokens=2000.0) < 0
+
+
+def test_a_mild_collapse_shows_once_the_content_is_known():
+    """A 4.5 -> 2.0: below all content seen, though not dead."""
+    assert evidence(learned(3.5, times=100), 1.0, tokens=2000.0) > 5
+    assert evidence(learned(3.5, times=2), 1.0, tokens=2000.0) < 5
+
+
+def test_a_low_drafter_is_judged_by_its_own_level():
+    low = learned(0.39, times=60)
+    assert evidence(low, 0.39) < 0
+    assert evidence(low, 0.02, tokens=1000.0) > 5
+
+
+def test_content_that_was_seen_often_is_no_evidence_though_it_is_low():
+    law = learned(3.5, 1.2, times=100)
+    assert evidence(law, 1.2) < 1
+
+
+def test_short_answers_say_little():
+    law = learned(3.5)
+    assert evidence(law, 0.0, tokens=16.0) < 2
+    assert [evidence(law, 0.1, tokens) for tokens in (16.0, 64.0, 256.0, 1024.0)] == sorted(
+        evidence(law, 0.1, tokens) for tokens in (16.0, 64.0, 256.0, 1024.0)
+    )
+
+
+def test_noise_within_answers_is_learned():
+    """The more the steps of an answer are alike, the less an odd answer says."""
+
+    def law_of(deviation):
+        law, rng = AcceptanceLaw(), random.Random(3)
+        for _ in range(300):
+            steps = rng.choice((10, 20, 40, 80, 160, 320))
+            taken = _accepted(rng, steps, deviation)
+            law.learn(answer(taken / steps, float(taken + steps)))
+        return law
+
+    calm, wild = law_of(0.0), law_of(1.5)
+    best = [OVERDISPERSIONS[np.frombuffer(law.scores).argmax()] for law in (calm, wild)]
+    assert best[0] < best[1]
+    assert evidence(calm, 0.6, 100.0) > evidence(wild, 0.6, 100.0)
+
+
+def test_answers_of_an_unseen_collapse_hardly_move_the_law():
+    law = learned(3.5, times=100)
+    for _ in range(30):
+        law.learn(answer(0.3))
+    assert evidence(law, 0.3) > 5
+
+
+def test_collapses_seen_sharpen_the_evidence():
+    law = learned(3.5)
+    before = evidence(law, 0.4, 150.0)
+    for _ in range(10):
+        law.learn_collapsed(answer(0.4))
+    assert evidence(law, 0.4, 150.0) > before
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("positions", [None, 1, 15])
+def test_the_ends_of_the_range_are_fine(share, positions):
+    law = AcceptanceLaw()
+    for _ in range(5):
+        law.learn(Acceptance(share, positions, 100.0))
+    worst, ratio = law.nats(Acceptance(share, positions, 100.0))
+    assert worst <= ratio
+    assert math.isfinite(worst)
+    assert worst < 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    content=st.lists(st.floats(1.8, 7.0), min_size=1, max_size=3),
+    tokens=st.sampled_from([60.0, 300.0, 1500.0]),
+    seed=st.integers(0, 1000),
+)
+def test_the_mean_e_value_of_learned_content_is_at_most_one(content, tokens, seed):
+    """Answers of independent steps: the assumption is met, so the promise must hold, up to the noise of the mean."""
+    rng, law = random.Random(seed), AcceptanceLaw()
+
+    def one():
+        p = chain_acceptance(rng.choice(content), DEPTH)
+        steps = total = 0
+        while total < tokens:
+            taken = 0
+            while taken < DEPTH and rng.random() < p:
+                taken += 1
+            total, steps = total + taken + 1, steps + 1
+        return answer(total / steps - 1, float(total))
+
+    for _ in range(40):
+        law.learn(one())
+    mean = sum(math.e ** law.nats(one())[0] for _ in range(60)) / 60
+    assert mean < 1
+
+
+def test_the_law_survives_a_snapshot():
+    law = learned(3.5, 2.2)
+    again = msgspec.msgpack.decode(msgspec.msgpack.encode(law), type=AcceptanceLaw)
+    for each in (law, again):
+        each.learn(answer(3.0))
+    assert msgspec.msgpack.encode(law) == msgspec.msgpack.encode(again)
