@@ -2,13 +2,13 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-.PHONY: run test check bench bench-detect bench-cycle engine engine-kill main-job bench-supervise lock clean
+.PHONY: run test check bench bench-detect bench-cycle engine engine-kill main-job bench-supervise operations lock clean
 
 run: $(VENV)/.installed  ## the proxy in front of the embedded emulator, ready for any OpenAI client
 	$(BIN)/specbreaker serve $(ARGS)
 
 test: $(VENV)/.installed  ## everything but the real engine
-	$(BIN)/pytest -n auto --dist worksteal -m "not engine and not engine_kill" $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal -m "not engine and not engine_kill and not operations" $(ARGS)
 
 check: $(VENV)/.installed  ## style, types, import rules
 	$(BIN)/ruff check .
@@ -46,6 +46,10 @@ main-job: $(VENV)/.installed  ## the main job on two real engines, request by re
 bench-supervise: $(VENV)/.installed  ## restarts at other levels on a real engine, requests running: docs/results/supervise.md
 	tests/engine/setup.sh install
 	$(BIN)/python -m tests.engine.supervise $(ARGS)
+
+operations: $(VENV)/.installed  ## alerts, dashboards and deployment on real Prometheus, Alertmanager, HAProxy and Helm
+	deploy/install-tools.sh
+	$(BIN)/pytest -m operations $(ARGS)
 
 $(VENV)/.installed: requirements-dev.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import click
@@ -61,10 +62,11 @@ def serve_command(path: str | None, upstream: str | None, fallback: str | None, 
     doctor.check_names()
     values = {_FLAGS[name]: value for name, value in flags.items()}
     backends = _backends(upstream, fallback)
-    settings = config.load(path, environment=os.environ, flags={**values, "backends": backends})
+    read = partial(config.load, path, environment=os.environ, flags={**values, "backends": backends})
+    settings = read()
     logs.set_up(settings.log)
     if settings.backends:
-        _run(serve(settings, _announce))
+        _run(serve(settings, _announce, read))
     else:
         _run(_demonstrate(settings, path, values))
 
@@ -99,9 +101,10 @@ async def _demonstrate(settings: config.Config, path: str | None, values: dict[s
     async with _emulators() as urls:
         demo = {"policy.mode": values.get("policy.mode") or "act", "measure.ask_token_counts": True}
         flags = {**values, **demo, "backends": _backends(*urls)}
-        settings = config.load(path, environment=os.environ, flags=flags)
+        read = partial(config.load, path, environment=os.environ, flags=flags)
+        settings = read()
         _say(settings, "no --upstream: a demonstration with an emulated engine that collapses as published")
-        await serve(settings, _announce)
+        await serve(settings, _announce, read)
 
 
 @contextlib.asynccontextmanager

@@ -56,6 +56,8 @@ class Server(Section, frozen=True):
     """After SIGTERM, how long /readyz says 503 before new connections are refused. Behind a balancer: 5."""
     drain_seconds: Seconds = 300.0
     """After that, how long running answers may take to finish."""
+    agent: str | None = None
+    """HOST:PORT that answers HAProxy's agent-check. None: no such port."""
 
 
 class Backend(Section, frozen=True):
@@ -285,6 +287,8 @@ def _check(config: Config, origin: str) -> None:
         parse_address(getattr(config.server, key), f"{origin}: server.{key}")
     if (config.server.tls_certificate_file is None) != (config.server.tls_key_file is None):
         raise ConfigError(f"{origin}: server: tls_certificate_file and tls_key_file go together")
+    if config.server.agent is not None:
+        parse_address(config.server.agent, f"{origin}: server.agent")
 
 
 def parse_address(text: str, place: str = "address") -> tuple[str, int]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from detector.observation import Ending, RequestFacts, Step
 from detector.tap.http1 import ResponseHead
 from detector.tap.meter import Meter
+from proxy import config
 from proxy.events import Events, Measured, Stepped
 from proxy.metrics import Metrics
 from proxy.probes import NOTHING_COUNTED, Counted, Probe
@@ -156,6 +157,10 @@ class Measurement:
         if len(self._running) == 1:
             self._wake_soon()
         return tap
+
+    def configure(self, settings: config.Measure) -> None:
+        """Go on with other settings."""
+        self._interval_seconds = settings.interval_seconds
 
     def finish(self, tap: Tap, at: float, status: int | None, ending: Ending) -> None:
         """Called by the hot path when the answer has ended, in whatever way."""

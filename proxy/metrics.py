@@ -38,7 +38,8 @@ class Metrics:
         self._step = self._histogram("step_seconds", "Seconds per verify step of one answer.", STEPS)
         self._length = self._histogram("acceptance_length", "Tokens per verify step of one answer.", LENGTHS)
         self._generated = self._counter("generated_tokens", "Tokens of measured answers.", "backend")
-        self._decode = self._counter("decode_seconds", "Decode time of measured answers.", "backend")
+        self._decode_tokens = self._counter("decode_tokens", "Tokens of answers with a known decode rate.", "backend")
+        self._decode = self._counter("decode_seconds", "Decode time of the same answers.", "backend")
         self._steps = self._counter("verify_steps", "Verify steps of measured answers.", "backend")
         self._observations = self._counter("observations", "Measured answers, by source of A.", "backend", "source")
         self._last = self._gauge("detector_last_observation_timestamp_seconds", "Unix time of the last one.", "backend")
@@ -74,6 +75,8 @@ class Metrics:
         self._levels: dict[str, str] = {}
         self._periods: dict[str, set[Clock]] = {}
         """Clocks whose period is exported, by backend."""
+        self._reload = self._gauge("config_last_reload_successful", "0 after a configuration that was refused.")
+        self._reload.set(1)
         self._judged: dict[str, tuple[Phase, bool]] = {}
         self._seen_episodes: dict[str, tuple[int, float]] = {}
         self._info = Info("specbreaker_build", "Version.", registry=self.registry)
@@ -102,7 +105,17 @@ class Metrics:
         self._reachable.labels(name).set(1)
         self._cycle_evalue.labels(name).set(1)
         self._next_degraded.labels(name).set(math.nan)
-        for counter in (self._collapse, self._lost, self._generated, self._decode, self._steps):
+        for ending in Ending:
+            # A series that is born with its first failure shows no increase of it to Prometheus.
+            self._requests.labels(name, "200", ending)
+        for counter in (
+            self._collapse,
+            self._lost,
+            self._generated,
+            self._decode_tokens,
+            self._decode,
+            self._steps,
+        ):
             counter.labels(name)
 
     def request(self, backend: str, status: int | None, ending: Ending) -> None:
@@ -134,9 +147,11 @@ class Metrics:
                 histogram.labels(name).observe(value)
         self._observations.labels(name, observation.acceptance_source or "none").inc()
         self._last.labels(name).set(observation.started_unix + observation.ended - observation.started)
+        tokens, seconds = _decoded(observation)
         for counter, amount in (
             (self._generated, observation.completion_tokens),
-            (self._decode, observation.decode_seconds),
+            (self._decode_tokens, tokens),
+            (self._decode, seconds),
             (self._steps, observation.verify_steps),
         ):
             if amount is not None:
@@ -183,6 +198,10 @@ class Metrics:
             self._cycle_period.remove(backend, clock)
         self._periods[backend] = set(cycle.periods)
 
+    def reloaded(self, *, accepted: bool) -> None:
+        """The configuration was read again."""
+        self._reload.set(accepted)
+
     def switched(self, source: str, target: str, reason: str) -> None:
         """Traffic moved."""
         self._switches.labels(source, target, reason).inc()
@@ -213,6 +232,18 @@ class Metrics:
     def text(self) -> bytes:
         """The exposition, text format 0.0.4."""
         return generate_latest(self.registry)
+
+
+def _decoded(observation: Observation) -> tuple[float | None, float | None]:
+    """Tokens and seconds whose quotient is the rate of this answer; None where the rate is unknown.
+
+    The first token belongs to the prefill. The seconds are those of the clock that gave the rate: the engine's own
+    where it says them.
+    """
+    rate, tokens = observation.decode_tokens_per_second, observation.completion_tokens
+    if not rate or tokens is None or tokens < 2:
+        return None, None
+    return tokens - 1, (tokens - 1) / rate
 
 
 class _Function(Collector):

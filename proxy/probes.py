@@ -49,6 +49,10 @@ class Probe:
         self._lock = asyncio.Lock()
         self._version: str | None = None
 
+    def configure(self, settings: Measure) -> None:
+        """Go on with other settings; the next reading is still made when it was due."""
+        self._measure = settings
+
     async def run(self) -> None:
         """Read the counters until cancelled."""
         while True:

@@ -17,10 +17,12 @@ from typing import Any
 import aiohttp
 import msgspec
 from aiohttp import web
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
+from proxy import agent_check
 from proxy import metrics as series
 from proxy.actions import Actions
+from proxy.activation import inherited_socket
 from proxy.admin import Admin
 from proxy.config import Config, ConfigError, parse_address
 from proxy.control import Control
@@ -33,10 +35,13 @@ from proxy.measure import Measurement
 from proxy.metrics import Metrics
 from proxy.probes import Probe
 from proxy.recording import Recording
+from proxy.reload import Reload
 from proxy.server import ClientConnection
 from proxy.upstream import Away, Backend
 
 BACKLOG = 1024
+FIRST_REQUEST_SECONDS = 1.0
+"""How long a drain waits for the first request of a connection that was made just before."""
 
 log = logging.getLogger("specbreaker.serve")
 
@@ -52,6 +57,7 @@ class Proxy:
         admin: Admin,
         urls: tuple[str, str],
         config: Config,
+        reload: Reload,
     ) -> None:
         self.executor = executor
         self.admin = admin
@@ -59,6 +65,7 @@ class Proxy:
         self.control = control
         self.url, self.admin_url = urls
         """http://HOST:PORT of the serving port and of the admin port."""
+        self.reload = reload
         self._config = config
         self._server: asyncio.Server | None = None
 
@@ -73,13 +80,19 @@ class Proxy:
         await asyncio.sleep(self._config.server.drain_delay_seconds)
         if self._server is not None:
             self._server.close()
-        for connection in tuple(self.gateway.connections):
-            if not connection.busy:
-                connection.close()
+        self._close_idle(but_fresh=True)
+        if any(connection.fresh for connection in self.gateway.connections):
+            await asyncio.sleep(FIRST_REQUEST_SECONDS)
+            self._close_idle()
         if self.gateway.connections:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.server.drain_seconds):
                     await self.gateway.drained.wait()
+
+    def _close_idle(self, *, but_fresh: bool = False) -> None:
+        for connection in tuple(self.gateway.connections):
+            if not connection.busy and not (but_fresh and connection.fresh):
+                connection.close()
 
 
 @contextlib.asynccontextmanager
@@ -110,6 +123,7 @@ async def running(config: Config, away: Mapping[str, Away] | None = None) -> Asy
         stack.push_async_callback(executor.close)
         control.begin, control.tell = executor.start, executor.tell
         metrics.add_collector(_counts(events, measurement, recording, gateway, executor))
+        metrics.add_collector(_serving(gateway))
         probes = [
             Probe(backend, session, events, config.measure) for backend in backends.values() if backend.settings.metrics
         ]
@@ -119,8 +133,10 @@ async def running(config: Config, away: Mapping[str, Away] | None = None) -> Asy
         actions = Actions(executor, control.policy.primary, config.server.admin_token_file)
         admin = Admin(control, gateway, metrics, recording, executor, actions)
         admin_url = await _listen_admin(stack, config, admin)
+        await _listen_agent(stack, config, gateway, control)
         server, url = await _listen(config, gateway, tls)
-        proxy = Proxy(gateway, control, executor, admin, (url, admin_url), config)
+        reload = Reload(control, gateway, measurement, probes, metrics)
+        proxy = Proxy(gateway, control, executor, admin, (url, admin_url), config, reload)
         proxy.listens_with(server)
         stack.push_async_callback(_close, server, gateway)
         for work in (control.run(), measurement.run(), gateway.sweep(), *(probe.run() for probe in probes)):
@@ -129,13 +145,16 @@ async def running(config: Config, away: Mapping[str, Away] | None = None) -> Asy
 
 
 async def _listen(config: Config, gateway: Gateway, tls: ssl.SSLContext | None) -> tuple[asyncio.Server, str]:
-    host, port = parse_address(config.server.listen, "server.listen")
-    try:
-        server = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(gateway), host, port, ssl=tls, backlog=BACKLOG
-        )
-    except OSError as error:
-        raise ConfigError(f"server.listen: {config.server.listen}: {_reason(error)}") from None
+    loop = asyncio.get_running_loop()
+    inherited = inherited_socket(os.environ)
+    if inherited is not None:
+        server = await loop.create_server(lambda: ClientConnection(gateway), sock=inherited, ssl=tls, backlog=BACKLOG)
+    else:
+        host, port = parse_address(config.server.listen, "server.listen")
+        try:
+            server = await loop.create_server(lambda: ClientConnection(gateway), host, port, ssl=tls, backlog=BACKLOG)
+        except OSError as error:
+            raise ConfigError(f"server.listen: {config.server.listen}: {_reason(error)}") from None
     return server, _url(server.sockets[0].getsockname(), "https" if tls else "http")
 
 
@@ -150,6 +169,16 @@ async def _listen_admin(stack: contextlib.AsyncExitStack, config: Config, admin:
     except OSError as error:
         raise ConfigError(f"server.admin: {config.server.admin}: {_reason(error)}") from None
     return _url(runner.addresses[0], "http")
+
+
+async def _listen_agent(stack: contextlib.AsyncExitStack, config: Config, gateway: Gateway, control: Control) -> None:
+    if config.server.agent is None:
+        return
+    host, port = parse_address(config.server.agent, "server.agent")
+    try:
+        stack.callback((await agent_check.listen(host, port, gateway, control)).close)
+    except OSError as error:
+        raise ConfigError(f"server.agent: {config.server.agent}: {_reason(error)}") from None
 
 
 def _reason(error: OSError) -> str:
@@ -213,11 +242,27 @@ def _counts(
     return collect
 
 
-async def serve(config: Config, ready: Callable[[Proxy], None]) -> None:
-    """Run until SIGTERM or SIGINT, then drain; a second signal ends at once. Raises ConfigError."""
+def _serving(gateway: Gateway) -> Callable[[], Iterable[Metric]]:
+    def collect() -> Iterable[Metric]:
+        text = "1 while new requests go to this fallback."
+        family = GaugeMetricFamily("specbreaker_fallback_serving", text, labels=["backend"])
+        for backend in gateway.backends:
+            if backend.settings.role == "fallback":
+                family.add_metric([backend.name], float(backend is gateway.routing.order[0]))
+        yield family
+
+    return collect
+
+
+async def serve(config: Config, ready: Callable[[Proxy], None], read: Callable[[], Config]) -> None:
+    """Run until SIGTERM or SIGINT, then drain; a second signal ends at once. SIGHUP: reload what ``read`` gives.
+
+    Raises ConfigError.
+    """
     signals = Signals()
     async with running(config) as proxy:
         settle_garbage_collection()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, proxy.reload, read)
         ready(proxy)
         await signals.asked.wait()
         await signals.unless_hurried(drained(proxy))

@@ -48,6 +48,8 @@ class ClientConnection(asyncio.Protocol):
         self._lingering = False
         """The answer is out and closed; what is left of the body is read and thrown away."""
         self._early_tunnel_bytes = b""
+        self.fresh = True
+        """No request has come yet."""
         self._unread = False
         """The client does not read what it was sent: no other answer is begun meanwhile."""
         self._closed = False
@@ -196,6 +198,7 @@ class ClientConnection(asyncio.Protocol):
     # ---- one request after the other ---------------------------------------------------------------------------------
 
     def _start(self, request: messages.Request) -> None:
+        self.fresh = False
         self._current = request
         if not request.has_body:
             request.complete = True

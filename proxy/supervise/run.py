@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -41,6 +42,9 @@ async def supervise(config: Config, command: Command, ready: Callable[[Proxy], N
     if command.everywhere:
         log.warning("the engine listens on all addresses: give it --host 127.0.0.1, or clients can go around the proxy")
     signals = Signals()
+    # Its default would end the engine with us.
+    text = "SIGHUP: the configuration is not read again under supervise; restart it"
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, log.warning, text)
     processes.become_subreaper()
     primary = next(backend.name for backend in config.backends if backend.role == "primary")
     starting = Away("the engine is starting", time.monotonic() + 120.0)

@@ -6,7 +6,9 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,11 +69,35 @@ class Served:
 @contextlib.contextmanager
 def served(*arguments: str, **variables: str) -> Iterator[Served]:
     """Run `specbreaker serve` on free ports; it is gone when the context ends."""
+    with _running([SPECBREAKER, "serve", *LOOPBACK, *arguments], **variables) as proxy:
+        yield proxy
+
+
+@contextlib.contextmanager
+def activated(listener: socket.socket, *arguments: str) -> Iterator[Served]:
+    """Run `specbreaker serve` on a listening socket of ours, as systemd would start it."""
+    command = [*activation(listener), SPECBREAKER, "serve", "--admin", "127.0.0.1:0", *arguments]
+    with _running(command, listener.fileno()) as proxy:
+        yield proxy
+
+
+ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def activation(passed: socket.socket) -> list[str]:
+    """A command that runs the rest of its arguments with this socket as descriptor 3."""
+    return [sys.executable, "-c", ACTIVATE, str(passed.fileno())]
+
+
+@contextlib.contextmanager
+def _running(command: list[str], *passed: int, **variables: str) -> Iterator[Served]:
     with subprocess.Popen(
-        [SPECBREAKER, "serve", *LOOPBACK, *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=clean_environment(**variables),
+        command, stderr=subprocess.PIPE, text=True, env=clean_environment(**variables), pass_fds=passed
     ) as process:
         try:
             proxy = Served(process)

@@ -31,6 +31,10 @@ def loaded(path: str | None = None, environment: dict[str, str] | None = None, *
 
 BAD = {
     "unknown table": ("[sever]\n", "sever: no such key (see `specbreaker config show`)"),
+    "agent that is no address": (
+        BACKEND + '[server]\nagent = "8902"\n',
+        'server.agent: not HOST:PORT: "8902"',
+    ),
     "unknown key": ("[server]\nlisten_on = 1\n", "server.listen_on: no such key (see `specbreaker config show`)"),
     "unknown key of a backend": (
         BACKEND + 'uri = "x"\n',
