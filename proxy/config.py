@@ -118,6 +118,23 @@ class Policy(Section, frozen=True):
     """A canary that is not done by then has failed."""
 
 
+class Continuation(Section, frozen=True):
+    """Running answers that go on on another backend when theirs fails; only in mode act, and only streams."""
+
+    enabled: bool = True
+    """Keep what is needed to continue, and continue what can be continued faithfully."""
+    max_per_answer: Annotated[int, msgspec.Meta(ge=0)] = 1
+    """How often one answer may go on elsewhere: a request that kills engines must not visit all of them."""
+    max_kept_tokens: Annotated[int, msgspec.Meta(ge=1)] = 131072
+    """Tokens of prompt and answer that are kept per running answer, at about 6 bytes a token; a longer one is not
+    continued."""
+    on_collapse: bool = False
+    """Also move running answers when traffic leaves a backend because it collapsed."""
+    retry_whole_answers: bool = False
+    """Send a chat or completion again, to the next backend, when its engine failed before the client got any byte. The
+    first engine may have done the work already, and a request that kills engines kills the next one too."""
+
+
 class Record(Section, frozen=True):
     """Session files."""
 
@@ -147,6 +164,7 @@ class Config(Section, frozen=True):
     backends: tuple[Backend, ...] = ()
     measure: Measure = msgspec.field(default_factory=Measure)
     policy: Policy = msgspec.field(default_factory=Policy)
+    continuation: Continuation = msgspec.field(default_factory=Continuation)
     record: Record = msgspec.field(default_factory=Record)
     log: Log = msgspec.field(default_factory=Log)
 

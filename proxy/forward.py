@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Final
 
 from detector.observation import Ending, RequestFacts
 from detector.tap.http1 import LAST_CHUNK, MAX_HEAD_BYTES, InvalidHTTP, ResponseHead, chunk, parse_response_head
 from detector.tap.request import SplicedBody, ask_usage, read_request
 from proxy import messages
-from proxy.answer import Answer
+from proxy.answer import Answer, EventFilter
+from proxy.continuation import Broken, Prepared, RunningAnswer, forget_errors
 from proxy.upstream import Backend, UpstreamConnection
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class Exchange:
         self.over = False
         self.head: ResponseHead | None = None
         self.body: bytes | None = None
+        self.running: RunningAnswer | None = None
+        """The answer may go on elsewhere."""
+        self._sent_body: bytes | None = None
         self._splice: SplicedBody | None = None
         self._candidates: Iterator[Backend] = iter(())
         self._connection: UpstreamConnection | None = None
@@ -51,19 +55,30 @@ class Exchange:
         self._head_bytes = b""
         self._answer: Answer | None = None
         self._idle_seconds = NEVER
+        self._broken_off: Answer | None = None
+        """The answer between two backends: its second part has yet to begin."""
+        self._second_part: EventFilter | None = None
+        self._booked = False
+        """The part on the last backend is over and counted."""
+        self._held = False
+        """The answer is about to leave a backend that still answers: it is not read meanwhile."""
 
     # ---- the request -------------------------------------------------------------------------------------------------
 
     def begin(self, body: bytes | None) -> None:
         """Choose a backend and send. body None: it follows through upload()."""
-        self.body = body
+        self.body = self._sent_body = body
         facts: RequestFacts | None = None
         if body is not None and self.gateway.measures(self.request):
             facts = read_request(self.request.path, body)
             measure = self.gateway.settings.measure
             if measure.ask_usage:
                 self._splice = ask_usage(body, facts, token_counts=measure.ask_token_counts)
-            self.tap = self.gateway.measurement.begin(self, facts)
+            self.running = self.gateway.may_continue(facts, body, self._splice)
+            self._sent_body = self._splice.body if self._splice is not None else body
+            if self.running is not None:
+                self._sent_body = self.running.sent_body
+            self.tap = self.gateway.measurement.begin(self.request, facts, body)
         self._candidates = iter(self.gateway.routing.candidates())
         self._try_next(None)
 
@@ -123,13 +138,14 @@ class Exchange:
         else:
             self._send(backend, connection)
 
-    def _send(self, backend: Backend, connection: UpstreamConnection) -> None:
+    def _send(self, backend: Backend, connection: UpstreamConnection, target: bytes | None = None) -> None:
         self.backend = backend
         self._connection = connection
         connection.exchange = self
-        body = self._splice.body if self._splice is not None else self.body
+        body = self._sent_body
         head = messages.request_head(
             self.request,
+            target=target,
             netloc=backend.netloc,
             authorization=backend.authorization,
             keep_authorization=not self.gateway.has_own_keys,
@@ -181,7 +197,7 @@ class Exchange:
         try:
             if self._answer is not None:
                 self._relay(self._answer, data, now)
-            elif self.head is None:
+            elif self.head is None or self._broken_off is not None:
                 self._read_head(data, now)
             else:
                 self.client.write(data)  # a tunnel
@@ -207,7 +223,11 @@ class Exchange:
             if rest:
                 self._read_head(rest, now)
             return
-        answer = self._answer = Answer(head, self._splice, http_1_0=self.request.http_1_0)
+        if self._broken_off is not None:
+            self._read_second_head(head, rest, now)
+            return
+        events = self.running.keeper if self.running is not None else None
+        answer = self._answer = Answer(head, self._splice, http_1_0=self.request.http_1_0, events=events)
         client_head = self._start_answer(answer, now)
         payload = answer.unchanged(rest) if rest else None
         if payload is not None:
@@ -249,8 +269,10 @@ class Exchange:
             self.client.write(part.out)
         if part.payload and self.tap is not None:
             self.tap.mark(now, part.payload)
-        if part.ended:
-            self._complete(answer, now, excess=part.excess)
+        if answer.events is not None and answer.events.failure is not None:
+            self._gave_up(answer.events)
+        elif part.ended or (answer.events is not None and answer.events.whole):
+            self._complete(answer, now, excess=part.excess or not part.ended)
 
     def _complete(self, answer: Answer, now: float, *, excess: bool) -> None:
         connection = self._connection
@@ -270,7 +292,9 @@ class Exchange:
         assert self.backend is not None
         head, answer = self.head, self._answer
         last = answer.end_of_connection() if answer is not None and error is None else None
-        if head is not None and answer is None:  # a tunnel
+        if answer is not None and last is not None and answer.events is not None and answer.events.failure is not None:
+            self._gave_up(answer.events)
+        elif head is not None and answer is None and self._broken_off is None:  # a tunnel
             self._finish(time.monotonic(), Ending.COMPLETE)
             self.client.close()
         elif answer is not None and last is not None:
@@ -281,8 +305,8 @@ class Exchange:
             self.backend.exchanges.discard(self)
             self._connecting = asyncio.get_running_loop().create_task(self._connect(self.backend))
         else:
-            where = "in the middle of the answer" if head is not None else "before answering"
-            again = "" if head is not None else "; not sent again, because it may have been acted on"
+            where = "in the middle of the answer" if answer is not None else "before answering"
+            again = "" if answer is not None else "; not sent again, because it may have been acted on"
             message = f"backend {self.backend.name} closed the connection {where}{again}"
             self.fail(502, message, "BadGatewayError", Ending.UPSTREAM_CLOSED)
 
@@ -309,24 +333,35 @@ class Exchange:
             return
         assert self.backend is not None
         settings = self.backend.settings
-        if self.head is None:
+        if self._answer is None:
             what = f"did not answer within {settings.first_byte_timeout_seconds:g} s"
         else:
             what = f"was silent for {settings.idle_timeout_seconds:g} s in the middle of the answer"
         self.fail(504, f"backend {self.backend.name} {what}", "GatewayTimeoutError", Ending.UPSTREAM_TIMEOUT)
 
     def fail(self, status: int, message: str, kind: str, ending: Ending) -> None:
+        """The backend failed this answer: go on elsewhere if that can be done, else say so to the client."""
+        if self.over:
+            return
+        broken = Broken(status, message, kind, ending)
+        answer = self._broken_off or self._answer
+        if self.running is not None and answer is not None and answer.events is not None:
+            self.running.take_over(self, broken)
+        else:
+            self.end_with(broken)
+
+    def end_with(self, broken: Broken) -> None:
         """End the answer with a clear error, in the way that is left to us."""
         if self.over:
             return
-        self._finish(time.monotonic(), ending)
+        answer = self._broken_off or self._answer
+        self._finish(time.monotonic(), broken.ending)
         self._hang_up()
         if self.head is None:
-            self.client.respond(status, message, kind, close=not self.request.complete)
+            self.client.respond(broken.status, broken.message, broken.kind, close=not self.request.complete)
             return
-        last = (
-            self._answer.broken_off(messages.error_event(status, message, kind)) if self._answer is not None else None
-        )
+        event = messages.error_event(broken.status, broken.message, broken.kind, code=broken.code)
+        last = answer.broken_off(event) if answer is not None else None
         if last is None:
             self.client.abort()
         else:
@@ -340,7 +375,7 @@ class Exchange:
             self._hang_up()
 
     def _hang_up(self) -> None:
-        if self._connecting is not None:
+        if self._connecting is not None and self._connecting is not asyncio.current_task():
             self._connecting.cancel()
         if self._connection is not None:
             self._connection.exchange = None
@@ -349,13 +384,88 @@ class Exchange:
     def _finish(self, now: float, ending: Ending) -> None:
         self.over = True
         self.deadline = NEVER
+        self._part_ended(now, ending)
+        if self.running is not None:
+            self.running.ended(ending)
+
+    def _part_ended(self, now: float, ending: Ending) -> None:
+        """The answer, or its part on this backend, is over."""
         if self._connection is not None:
             self._connection.exchange = None
         if self.backend is not None:
             self.backend.exchanges.discard(self)
         if self._reading_paused_at is not None:
             self.client_reads(now)
-        self.gateway.finished(self, now, ending)
+        if not self._booked:
+            self._booked = True
+            self.gateway.finished(self, now, ending)
+
+    # ---- the answer goes on elsewhere --------------------------------------------------------------------------------
+
+    def _gave_up(self, events: EventFilter) -> None:
+        """The engine said in the stream that no more will come, or ended it without a reason."""
+        assert events.failure is not None
+        assert self.backend is not None
+        message = f"backend {self.backend.name}: {events.failure.message}"
+        self.fail(502, message, "BadGatewayError", events.failure.ending)
+
+    def leave_backend(self, ending: Ending) -> None:
+        """Nothing more comes from this backend; the answer waits for its next part."""
+        self._broken_off, self._answer = self._broken_off or self._answer, None
+        self._part_ended(time.monotonic(), ending)
+        self._hang_up()
+        self._connection, self.tap, self.deadline, self._held = None, None, NEVER, False
+
+    def wait_for(self, work: Coroutine[None, None, None]) -> None:
+        """Run what has to be waited for; the client's leaving ends it."""
+        self._connecting = asyncio.get_running_loop().create_task(work)
+        self._connecting.add_done_callback(forget_errors)
+
+    def hold(self, held: bool) -> None:
+        """Stop reading from the engine, or read again."""
+        self._held = held
+        if self._connection is None or self._reading_paused_at is not None:
+            return
+        transport = self._connection.transport
+        if held:
+            transport.pause_reading()
+        elif not transport.is_closing():
+            transport.resume_reading()
+
+    def go_on(self, prepared: Prepared, target: bytes, body: bytes, events: EventFilter) -> None:
+        """Send the continuation's request; what it answers is the rest of this answer."""
+        self._connecting = None
+        self._head_bytes, self._sent_body, self._second_part, self._booked = b"", body, events, False
+        assert self.running is not None
+        request_id = f"{self.request.request_id}.{self.running.times}"
+        facts = read_request(target.decode("latin-1"), body)
+        part = messages.part_of(self.request, target, request_id)
+        self.tap = self.gateway.measurement.begin(part, facts, None)
+        self._send(prepared.backend, prepared.connection, target)
+        if self.client.unread:
+            self.client_stalls(time.monotonic())
+
+    def _read_second_head(self, head: ResponseHead, rest: bytes, now: float) -> None:
+        assert self.backend is not None
+        assert self._broken_off is not None
+        assert self._second_part is not None
+        if self.tap is not None:
+            self.tap.head(now, head)
+        if head.status != 200 or not head.event_stream:
+            message = f"backend {self.backend.name} answered {head.status} to the continuation"
+            self.fail(502, message, "BadGatewayError", Ending.UPSTREAM_INVALID)
+            return
+        answer, self._broken_off = self._broken_off, None
+        answer.go_on(head, self._second_part)
+        self._answer = answer
+        self._idle_seconds = self.backend.settings.idle_timeout_seconds
+        if rest:
+            self._relay(answer, rest, now)
+
+    def authorization_for(self, backend: Backend) -> bytes | None:
+        """The key that a question of ours to this backend carries."""
+        own = None if self.gateway.has_own_keys else self.request.field(b"authorization")
+        return backend.authorization or own
 
     # ---- a client that reads slowly ----------------------------------------------------------------------------------
 
@@ -373,7 +483,7 @@ class Exchange:
         if self.tap is not None:
             self.tap.paused(self._reading_paused_at, now)
         self._reading_paused_at = None
-        if not self._connection.transport.is_closing():
+        if not self._connection.transport.is_closing() and not self._held:
             self._connection.transport.resume_reading()
         if not self.over and self.backend is not None:
             self._await_more(now, self.backend)

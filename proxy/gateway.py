@@ -7,9 +7,10 @@ import logging
 import time
 from typing import Final
 
-from detector.observation import Ending
-from detector.tap.request import route_of
+from detector.observation import Ending, RequestFacts
+from detector.tap.request import SplicedBody, route_of
 from proxy.config import Config
+from proxy.continuation import Continuations, RunningAnswer
 from proxy.events import Events, Unreachable
 from proxy.forward import Exchange
 from proxy.gate import Gate, Refusal
@@ -41,6 +42,8 @@ class Gateway:
         self.backends = backends
         self.measurement = measurement
         self.routing = Routing((), {})
+        self.continuations: Continuations | None = None
+        """None: answers are not continued."""
         self.connections: set[ClientConnection] = set()
         self.draining = False
         self.drained = asyncio.Event()
@@ -66,6 +69,23 @@ class Gateway:
         if request.method != b"POST" or route_of(request.path) == "other":
             return False
         return b"json" in (request.field(b"content-type") or b"").lower()
+
+    def may_continue(self, facts: RequestFacts, body: bytes, splice: SplicedBody | None) -> RunningAnswer | None:
+        """What keeps the answer to this request for another backend; None where there is none to take it over."""
+        if self.continuations is None or len(self.routing.order) < 2:
+            return None
+        return self.continuations.begin(facts, body, splice.body if splice is not None else body)
+
+    def continue_elsewhere(self, exchange: Exchange, reason: str) -> bool:
+        """Move a running answer to the next backend of the routing table. False: it stays where it is.
+
+        The answer is moved when the other backend is ready for it, and not at all if that cannot be.
+        """
+        running = exchange.running
+        if running is None or exchange.over or not running.may_move():
+            return False
+        exchange.wait_for(running.move(exchange, reason))
+        return True
 
     def unreachable(self, backend: Backend, error: Exception) -> None:
         """A connection failed."""

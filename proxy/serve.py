@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from proxy import metrics as series
 from proxy.admin import Admin
 from proxy.config import Config, ConfigError, parse_address
+from proxy.continuation import Continuations
 from proxy.control import Control
 from proxy.events import Events
 from proxy.gate import Gate
@@ -82,6 +83,7 @@ async def running(config: Config) -> AsyncIterator[Proxy]:
         session = await stack.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(keepalive_timeout=4), auto_decompress=True)
         )
+        gateway.continuations = Continuations(config, session, metrics, recording)
         control = Control(config, backends, events, gateway, metrics, recording, session)
         stack.push_async_callback(control.close)
         for name in backends:

@@ -316,6 +316,11 @@ class ClientConnection(asyncio.Protocol):
         self.transport.abort()
 
     @property
+    def unread(self) -> bool:
+        """The client does not read what it was sent."""
+        return self._unread
+
+    @property
     def busy(self) -> bool:
         """A request is being answered."""
         return self._current is not None
