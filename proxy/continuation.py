@@ -204,6 +204,8 @@ class RunningAnswer:
             refused = handover.learn(str(answer["prompt"]))
             if refused is not None:
                 return refused
+        if handover.shows_tokens_twice:
+            return Refused("half_character")
         if handover.needs_context_length:
             models = (await self._ask(backend, exchange, "GET", "/v1/models", None))["data"]
             lengths = [one.get("max_model_len") for one in models if one.get("id") == self.facts.model] or [None]

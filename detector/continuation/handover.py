@@ -49,6 +49,7 @@ REASONS: Final[dict[str, str]] = {
     "already_finished": "the answer had its finish_reason already",
     "text_differs": "the other engine makes another text of the tokens than the client got",
     "tokens_differ": "the other engine makes other tokens of the text than the first one had generated",
+    "half_character": "the client saw tokens of a character, or of a call, that the other engine has to make again",
     "no_room": "the other engine does not say its context length, or it is full",
     "failed": "the other backend failed as well",
     "no_backend": "no other backend can take it",
@@ -170,12 +171,18 @@ class Handover:
             last = _text_of(self.keeper.last_event)
             return None if text.endswith(last[-len(text) :]) else Refused("text_differs")
         sent = "".join(self.keeper.text)
-        # Some tokenizers leave out the blank at the beginning of what they turn into text.
-        bare, sent_bare = text.lstrip(" "), sent.lstrip(" ")
-        if not bare.startswith(sent_bare):
+        if sent.startswith(" ") and not text.startswith(" "):
+            text = " " + text  # some tokenizers leave out the blank at the beginning
+        if not text.startswith(sent):
             return Refused("text_differs")
-        self.seam = Seam(bare, len(sent_bare), stop, include_stop=bool(self._body.get("include_stop_str_in_output")))
+        self.seam = Seam(text, len(sent), stop, include_stop=bool(self._body.get("include_stop_str_in_output")))
         return None
+
+    @property
+    def shows_tokens_twice(self) -> bool:
+        """Tokens are left to the other engine that the client has seen by their ids or log-probabilities."""
+        seen = not self.keeper.asked or bool(self._body.get("logprobs"))
+        return seen and self.way is not Way.AGAIN and self.kept_tokens < self.keeper.token_count
 
     @property
     def needs_context_length(self) -> bool:

@@ -81,11 +81,11 @@ class Keeper:
     """
 
     __slots__ = (
-        "_asked",
         "_max_tokens",
         "_pending",
         "_swallowing",
         "answer_ids",
+        "asked",
         "done",
         "failure",
         "finished",
@@ -110,7 +110,7 @@ class Keeper:
 
     def __init__(self, *, asked: bool, keep_text: bool, max_tokens: int, measured_unfiltered: bool = False) -> None:
         self.measured_unfiltered = measured_unfiltered
-        self._asked = asked
+        self.asked = asked
         self.keeps_text = keep_text
         self._max_tokens = max_tokens
         self._pending = bytearray()
@@ -202,7 +202,7 @@ class Keeper:
                 self._give_up()
 
     def _without_ids(self, block: bytes, ids: re.Match[bytes]) -> bytes:
-        if not self._asked:
+        if not self.asked:
             return block
         return block[: ids.start(1) - 1] + b"null" + block[ids.end(1) + 1 :]
 
@@ -234,6 +234,7 @@ class Keeper:
         elif not self.too_long:
             self.answer_ids += b"".join(b",%d" % token for token in ids)
             self.token_count += len(ids)
+        self.last_event = msgspec.json.encode({"choices": [{"text": text}]})
         if delta is not None and (delta.get("tool_calls") or delta.get("function_call")):
             self.in_tool_call = True
         if self.keeps_text and text and not self.too_long:
@@ -283,7 +284,7 @@ class Keeper:
                 self._give_up()
             shown = block[: prompt.start(1) - 1] + b"null" + block[prompt.end(1) + 1 :]
         self.first_event = event_data(shown) or b"{}"
-        return shown if self._asked else block
+        return shown if self.asked else block
 
     def _looked_into(self, block: bytes, ids: re.Match[bytes] | None, chunk: _Chunk | None = None) -> bytes:
         """An event with choices, decoded."""
@@ -304,7 +305,7 @@ class Keeper:
             self.finished = True
         if ids is None:
             return self._passed(block)
-        if self._asked and _EMPTY_DELTA in block and choice.finish_reason is None and choice.logprobs is None:
+        if self.asked and _EMPTY_DELTA in block and choice.finish_reason is None and choice.logprobs is None:
             return b""  # without the question there would have been no such event
         return self._passed(self._without_ids(block, ids))
 
