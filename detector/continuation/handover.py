@@ -126,7 +126,7 @@ class Handover:
             self._answer_ids = self._answer_ids[: keeper.text_ids]
         self._dropped = 0
         self._context_length: int | None = None
-        self._settled = way is not Way.TOKENS or not self._answer_ids
+        self._settled = not self._answer_ids
 
     @property
     def kept_tokens(self) -> int:
@@ -168,7 +168,7 @@ class Handover:
         self._settled = True
         stop = self._stop()
         if not stop:
-            last = _text_of(self.keeper.last_event)
+            last = self.keeper.text[-1] if self.way is Way.MESSAGES else _text_of(self.keeper.last_event)
             return None if text.endswith(last[-len(text) :]) else Refused("text_differs")
         sent = "".join(self.keeper.text)
         if sent.startswith(" ") and not text.startswith(" "):
@@ -253,7 +253,9 @@ class Handover:
         return None if limit is None else int(limit)
 
     def _stop(self) -> list[str]:
-        stop = self._body.get("stop") or []
+        """Stop strings to look for across the cut. A chat that goes on as a chat is continued from the text that was
+        sent, so that its engine sees them whole."""
+        stop = (self._body.get("stop") or []) if self.way is Way.TOKENS else []
         return [one for one in ([stop] if isinstance(stop, str) else stop) if one]
 
 
