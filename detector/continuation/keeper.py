@@ -27,6 +27,7 @@ MAX_EVENT_BYTES: Final = 1 << 24
 _TOKEN_IDS: Final = re.compile(rb'"token_ids"\s*:\s*\[([0-9,\s]*)\]')
 _PROMPT_TOKEN_IDS: Final = re.compile(rb'"prompt_token_ids"\s*:\s*\[([0-9,\s]*)\]')
 _RUNNING: Final = b'"finish_reason":null'
+_FIRST_CHOICE: Final = b'"choices":[{"index":0,'
 _CHAT_TEXT: Final = b'"delta":{"content":"'
 _EMPTY_DELTA: Final = b'"delta":{}'
 _COMPLETION_TEXT: Final = b'"text":"'
@@ -153,10 +154,10 @@ class Keeper:
 
     def feed(self, payload: bytes) -> bytes:
         """What of it may go to the client; nothing more once there is a ``failure``."""
-        if not self._pending and payload.startswith(b"data: ") and payload.find(b"\n\n") == len(payload) - 2:
-            return self._event(payload)
         if self._swallowing:
             return payload
+        if not self._pending and payload.startswith(b"data: ") and payload.find(b"\n\n") == len(payload) - 2:
+            return self._event(payload)
         out: list[bytes] = []
         scan_from = max(0, len(self._pending) - OVERLAP_BYTES)
         self._pending += payload
@@ -186,7 +187,8 @@ class Keeper:
         ids = _TOKEN_IDS.search(block)
         if ids is None or _RUNNING not in block or not self.first_event:
             return self._unusual(block, ids)
-        if self.keeps_text or not (_CHAT_TEXT in block or _COMPLETION_TEXT in block):
+        plain = _FIRST_CHOICE in block and (_CHAT_TEXT in block or _COMPLETION_TEXT in block)
+        if self.keeps_text or self.in_reasoning or not plain:
             return self._looked_into(block, ids)
         self._keep(block, ids[1])
         return self._without_ids(block, ids)
