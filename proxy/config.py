@@ -129,7 +129,8 @@ class Continuation(Section, frozen=True):
     """Tokens of prompt and answer that are kept per running answer, at about 6 bytes a token; a longer one is not
     continued."""
     on_collapse: bool = False
-    """Also move running answers when traffic leaves a backend because it collapsed."""
+    """Also move running answers when traffic leaves the primary because it collapsed. The steps of running answers are
+    then judged, as with measure.ask_token_counts."""
     retry_whole_answers: bool = False
     """Send a chat or completion again, to the next backend, when its engine failed before the client got any byte. The
     first engine may have done the work already, and a request that kills engines kills the next one too."""

@@ -64,8 +64,8 @@ class Continuations:
         self, settings: config.Config, session: aiohttp.ClientSession, metrics: Metrics, recording: Recording
     ) -> None:
         self.settings = settings.continuation
-        self.count_steps = settings.measure.ask_token_counts
-        """Token ids count the tokens of each event, where that was asked for."""
+        self.count_steps = settings.measure.ask_token_counts or settings.continuation.on_collapse
+        """The measurement gets the token ids: they count the tokens of each event."""
         self.session = session
         self._metrics = metrics
         self._recording = recording
@@ -78,6 +78,10 @@ class Continuations:
         if not self.settings.enabled or not facts.stream or facts.route not in ("chat", "completions"):
             return None
         return RunningAnswer(self, facts, body, sent_body)
+
+    def book_sent_again(self, source: str, reason: str, target: str) -> None:
+        """A whole request went to another backend."""
+        self.book(source, target, reason, "sent_again", {"way": Way.AGAIN.value})
 
     def book(self, source: str, target: str, reason: str, result: str, fields: dict[str, Any]) -> None:
         """Count and record how a continuation ended."""

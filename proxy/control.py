@@ -216,6 +216,8 @@ class Control:
                     self._metrics.switched(self._gateway.routing.order[0].name, backend, reason)
                     self._recording.event("switch", backend, {"reason": reason, "cause": signal.cause})
                     self.publish()
+                    if self.config.continuation.on_collapse and reason == PolicyEvent.PRIMARY_DEGRADED:
+                        self._gateway.move_running(self.policy.primary)
                 case SendCanary(backend):
                     self._canary = asyncio.get_running_loop().create_task(self._send_canary(backend))
                     self._canary.add_done_callback(self._canary_done)

@@ -60,6 +60,8 @@ class Exchange:
         self._second_part: EventFilter | None = None
         self._booked = False
         """The part on the last backend is over and counted."""
+        self._sent_again: tuple[str, str] | None = None
+        """(backend, ending): where the request was before, and how that ended."""
         self._held = False
         """The answer is about to leave a backend that still answers: it is not read meanwhile."""
 
@@ -155,6 +157,8 @@ class Exchange:
         )
         backend.exchanges.add(self)
         backend.begun += 1
+        if self._sent_again is not None and self.gateway.continuations is not None:
+            self.gateway.continuations.book_sent_again(*self._sent_again, backend.name)
         if self.tap is not None:
             self.tap.sent(backend)
         if body is not None:
@@ -225,6 +229,8 @@ class Exchange:
             return
         if self._broken_off is not None:
             self._read_second_head(head, rest, now)
+            return
+        if head.status >= 500 and self._send_again(now, Ending.ENGINE_ERROR):
             return
         events = self.running.keeper if self.running is not None else None
         answer = self._answer = Answer(head, self._splice, http_1_0=self.request.http_1_0, events=events)
@@ -347,7 +353,7 @@ class Exchange:
         answer = self._broken_off or self._answer
         if self.running is not None and answer is not None and answer.events is not None:
             self.running.take_over(self, broken)
-        else:
+        elif self.head is not None or ending is Ending.CONNECT_FAILED or not self._send_again(time.monotonic(), ending):
             self.end_with(broken)
 
     def end_with(self, broken: Broken) -> None:
@@ -399,6 +405,26 @@ class Exchange:
         if not self._booked:
             self._booked = True
             self.gateway.finished(self, now, ending)
+
+    def _send_again(self, now: float, ending: Ending) -> bool:
+        """Send the whole request to the next backend, where that is wanted; the client has seen nothing yet."""
+        wanted = self.gateway.settings.continuation.retry_whole_answers and self._sent_again is None
+        facts = self.tap.facts if self.tap is not None else None
+        if not wanted or facts is None or facts.route not in ("chat", "completions") or self.backend is None:
+            return False
+        others = [one for one in self._candidates if one is not self.backend]
+        if not others:
+            return False
+        self._sent_again = (self.backend.name, ending.value)
+        self._part_ended(now, ending)
+        self._hang_up()
+        self._connection, self._head_bytes, self._booked = None, b"", False
+        part = messages.part_of(self.request, self.request.target, f"{self.request.request_id}.1")
+        self.tap = self.gateway.measurement.begin(part, facts, None)
+        self.deadline = NEVER
+        self._candidates = iter(others)
+        self._try_next(None)
+        return True
 
     # ---- the answer goes on elsewhere --------------------------------------------------------------------------------
 

@@ -87,6 +87,13 @@ class Gateway:
         exchange.wait_for(running.move(exchange, reason))
         return True
 
+    def move_running(self, name: str) -> None:
+        """Move what can be moved of the answers that run on this backend."""
+        for backend in self.backends:
+            if backend.name == name:
+                for exchange in tuple(backend.exchanges):
+                    self.continue_elsewhere(exchange, "collapse")
+
     def unreachable(self, backend: Backend, error: Exception) -> None:
         """A connection failed."""
         self._metrics.connect_failed(backend.name)

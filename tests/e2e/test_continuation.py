@@ -392,3 +392,62 @@ async def test_the_session_file_has_both_parts_and_why(tmp_path: Path) -> None:
     assert not [
         record for record in records if isinstance(record, RequestRecord) and record.prompt and record.prompt.body
     ]
+
+
+# ---- answers of which the client has seen nothing --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("death", ["engine_kill", "api_kill"])
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_whole_answer_is_sent_again_only_where_that_is_wanted(death: str, again: bool) -> None:
+    body = request(CHAT, stream=None)
+    async with pair(continuation__retry_whole_answers=again) as it, connected(it.proxy) as client:
+        await client.post(body, path=CHAT)
+        await until(lambda: it.primary.in_flight == 1)
+        it.primary.die(death)
+        status, fields, answer = await client.answer()
+        counted = it.metric("specbreaker_continuations_total{")
+    if not again:
+        assert status in (500, 502)
+        assert counted == {}
+        return
+    assert (status, fields["x-specbreaker-backend"]) == (200, "fallback1")
+    assert json.loads(answer)["usage"]["completion_tokens"] == TOKENS
+    (name,) = counted
+    assert 'result="sent_again",to="fallback1"' in name
+
+
+async def test_a_stream_without_its_first_event_starts_again() -> None:
+    whole = await uninterrupted(CHAT, request(CHAT))
+    async with pair() as it:
+        it.first.cut(after=0)
+        answer = await it.answer(CHAT, request(CHAT))
+        assert it.first.cuts == 1
+    assert (answer.text, answer.done) == (whole.text, 1)
+    assert len([choice for choice in answer.choices if "role" in choice["delta"]]) == 1
+
+
+async def test_a_collapse_moves_running_answers_where_that_is_wanted() -> None:
+    primary = {"scenario": parse_scenario(COLLAPSING, "collapsing"), "time_scale": 5}
+    whole = await uninterrupted(CHAT, request(CHAT, max_tokens=600))
+    async with pair(primary=primary, continuation__on_collapse=True, measure__interval_seconds=0.01) as it:
+        for _ in range(8):
+            await it.answer(CHAT, request(CHAT))
+        it.primary.force_phase("collapsed")
+        answers = [await it.answer(CHAT, request(CHAT, max_tokens=600)) for _ in range(3)]
+        await until(lambda: any('reason="collapse"' in name for name in it.metric("specbreaker_continuations_total{")))
+    assert [answer.text for answer in answers] == [whole.text] * 3
+
+
+COLLAPSING = """
+name = "collapsing"
+num_speculative_tokens = 8
+[[cycle]]
+phase = "healthy"
+length = 1000
+acceptance = 0.78
+[[cycle]]
+phase = "collapsed"
+length = 1
+acceptance = 0.01
+"""
