@@ -145,6 +145,8 @@ class Answer:
         return chunk(last) + LAST_CHUNK if self.chunked_out else last
 
     def _feed_chunks(self, chunks: ChunkedFraming, data: bytes) -> Part:
+        if self.events is not None and (one := chunks.whole(data)) is not None:
+            return self._part(one, ended=False, excess=False)
         whole_before = chunks.at_boundary
         payloads: list[bytes] = []
         end = chunks.feed(data, payloads)

@@ -25,6 +25,7 @@ MAX_EVENT_BYTES: Final = 1 << 24
 """A longer event ends the keeping: it passes as it is. (The first event lists the prompt: seven bytes a token.)"""
 
 _TOKEN_IDS: Final = re.compile(rb'"token_ids"\s*:\s*\[([0-9,\s]*)\]')
+_OPENS_TOKEN_IDS: Final = b'"token_ids":['
 _PROMPT_TOKEN_IDS: Final = re.compile(rb'"prompt_token_ids"\s*:\s*\[([0-9,\s]*)\]')
 _RUNNING: Final = b'"finish_reason":null'
 _FIRST_CHOICE: Final = b'"choices":[{"index":0,'
@@ -184,7 +185,8 @@ class Keeper:
     def _event(self, block: bytes) -> bytes:
         if self.failure is not None:
             return b""
-        ids = _TOKEN_IDS.search(block)
+        place = block.rfind(_OPENS_TOKEN_IDS)
+        ids = _TOKEN_IDS.match(block, place) if place >= 0 else _TOKEN_IDS.search(block)
         if ids is None or _RUNNING not in block or not self.first_event:
             return self._unusual(block, ids)
         plain = _FIRST_CHOICE in block and (_CHAT_TEXT in block or _COMPLETION_TEXT in block)
