@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from msgspec import inspect as types
 
 from detector.continuation.handover import REASONS
-from detector.continuation.parameters import PARAMETERS, Fate
+from detector.continuation.parameters import PARAMETERS, Fate, Parameter
 from detector.stats.cause_table import TABLE, Condition
 from detector.transitions import transition_diagram
 from proxy import config
@@ -98,8 +98,14 @@ def continuation_parameters() -> str:
     """The table of what becomes of each parameter, the refused ones first."""
     order = (Fate.REFUSED, Fate.PUT_RIGHT, Fate.KEPT, Fate.LEFT_OUT)
     rows = sorted(PARAMETERS, key=lambda row: order.index(row.fate))
-    lines = [f"| {', '.join(f'`{name}`' for name in row.names)} | {row.fate} | {row.why} |" for row in rows]
+    lines = [
+        f"| {', '.join(f'`{name}`' for name in row.names)} | {row.fate}{_as_in(row)} | {row.why} |" for row in rows
+    ]
     return "\n".join(["| parameter | is | why |", "|---|---|---|", *lines, ""])
+
+
+def _as_in(row: Parameter) -> str:
+    return f", as in `{msgspec.json.encode(row.example).decode()}`" if row.fate is Fate.REFUSED else ""
 
 
 def continuation_reasons() -> str:

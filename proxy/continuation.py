@@ -101,14 +101,15 @@ class RunningAnswer:
         """How often it went on elsewhere."""
         self._shared = shared
         self._client_wants_ids = client_asks_token_ids(body)
-        self._asked = asking is not None
+        self.asks_token_ids = asking is not None
+        """The request holds a member that the client's own did not."""
         self._keeps_text = keeps_text(sent_body)
         self.keeper = self._new_keeper()
         self._under_way: tuple[str, str, str, Handover] | None = None
 
     def _new_keeper(self) -> Keeper:
         return Keeper(
-            asked=self._asked,
+            asked=self.asks_token_ids,
             keep_text=self._keeps_text,
             max_tokens=self._shared.settings.max_kept_tokens,
             measured_unfiltered=self._shared.count_steps,
@@ -160,8 +161,7 @@ class RunningAnswer:
         if handover.way is Way.AGAIN:
             self.keeper = self._new_keeper()
             return self.keeper
-        usage = b'"include_usage":true' in self.sent_body.replace(b" ", b"")
-        return Stitcher(handover, client_wants_ids=self._client_wants_ids, usage_asked=usage)
+        return Stitcher(handover, client_wants_ids=self._client_wants_ids)
 
     def ended(self, ending: Ending) -> None:
         """The answer, or its part on one backend, is over."""
@@ -212,8 +212,8 @@ class RunningAnswer:
             return Refused("half_character")
         if handover.needs_context_length:
             models = (await self._ask(backend, exchange, "GET", "/v1/models", None))["data"]
-            lengths = [one.get("max_model_len") for one in models if one.get("id") == self.facts.model] or [None]
-            return handover.learn_context_length(lengths[0])
+            named = [one for one in models if self.facts.model in (None, one["id"])]
+            return handover.learn_context_length(named[0].get("max_model_len"))
         return None
 
     async def _ask(self, backend: Backend, exchange: Exchange, method: str, path: str, body: Any) -> Any:

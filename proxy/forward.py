@@ -62,6 +62,8 @@ class Exchange:
         """The part on the last backend is over and counted."""
         self._sent_again: tuple[str, str] | None = None
         """(backend, ending): where the request was before, and how that ended."""
+        self._asks_without = False
+        """The engine had refused the request with what the proxy had added for continuation."""
         self._held = False
         """The answer is about to leave a backend that still answers: it is not read meanwhile."""
 
@@ -230,6 +232,11 @@ class Exchange:
         if self._broken_off is not None:
             self._read_second_head(head, rest, now)
             return
+        if head.status in (400, 422) and self.running is not None and self.running.asks_token_ids:
+            self._ask_without_token_ids()
+            return
+        if self._asks_without and head.status < 400 and self.backend is not None:
+            self.gateway.refuses_token_ids(self.backend)
         if head.status >= 500 and self._send_again(now, Ending.ENGINE_ERROR):
             return
         events = self.running.keeper if self.running is not None else None
@@ -405,6 +412,17 @@ class Exchange:
         if not self._booked:
             self._booked = True
             self.gateway.finished(self, now, ending)
+
+    def _ask_without_token_ids(self) -> None:
+        """The engine refused the request, perhaps for the member that the proxy had added: send the client's own."""
+        assert self.backend is not None
+        assert self.body is not None
+        self.running, self._asks_without = None, True
+        self._sent_body = self._splice.body if self._splice is not None else self.body
+        self.backend.exchanges.discard(self)
+        self._hang_up()
+        self._connection, self.deadline = None, NEVER
+        self._connecting = asyncio.get_running_loop().create_task(self._connect(self.backend))
 
     def _send_again(self, now: float, ending: Ending) -> bool:
         """Send the whole request to the next backend, where that is wanted; the client has seen nothing yet."""

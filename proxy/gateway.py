@@ -72,9 +72,16 @@ class Gateway:
 
     def may_continue(self, facts: RequestFacts, body: bytes, splice: SplicedBody | None) -> RunningAnswer | None:
         """What keeps the answer to this request for another backend; None where there is none to take it over."""
-        if self.continuations is None or len(self.routing.order) < 2:
+        order = self.routing.order
+        if self.continuations is None or len(order) < 2 or not order[0].takes_token_ids:
             return None
         return self.continuations.begin(facts, body, splice.body if splice is not None else body)
+
+    def refuses_token_ids(self, backend: Backend) -> None:
+        """The engine takes a request only without ``return_token_ids``: it is not asked for it again."""
+        if backend.takes_token_ids:
+            backend.takes_token_ids = False
+            log.warning("backend %s refuses return_token_ids: its answers cannot be continued elsewhere", backend.name)
 
     def continue_elsewhere(self, exchange: Exchange, reason: str) -> bool:
         """Move a running answer to the next backend of the routing table. False: it stays where it is.

@@ -81,6 +81,8 @@ class Backend:
         self.begun = 0
         """Requests ever sent, canaries included: equal before and after means that nothing ran in between."""
         self.connect_failures = 0
+        self.takes_token_ids = True
+        """False once the engine refused a request for ``return_token_ids``, and took it without."""
         self._idle: list[UpstreamConnection] = []
 
     def acquire(self) -> UpstreamConnection | None:

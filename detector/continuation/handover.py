@@ -97,6 +97,8 @@ def hand_over(route: Route, sent_body: bytes, keeper: Keeper) -> Handover | Refu
         if applies:
             return Refused(reason)
     tools = route == "chat" and body.get("tools") and body.get("tool_choice") != "none"
+    if body.get("stop") and (body.get("min_tokens") or 0) > keeper.token_count:
+        return Refused("parameter", "stop: not looked for before min_tokens")
     if not keeper.keeps_text and (tools or body.get("stop") or body.get("logprobs")):
         return Refused("parameter", "names spelt with escapes")
     handover = Handover(Way.MESSAGES if tools else Way.TOKENS, route, body, sent_body, keeper)
@@ -147,6 +149,12 @@ class Handover:
     def top_logprobs(self) -> int:
         """Alternatives per token that a chat asked for."""
         return int(self._body.get("top_logprobs") or 0)
+
+    @property
+    def usage_asked(self) -> bool:
+        """The engine was asked for a usage chunk."""
+        options = self._body.get("stream_options")
+        return isinstance(options, dict) and options.get("include_usage") is True
 
     # ---- what has to be asked first ----------------------------------------------------------------------------------
 

@@ -255,7 +255,7 @@ class Keeper:
             return block  # a comment
         if data.strip() == b"[DONE]":
             self.done = True
-            if not self.finished:
+            if not self.finished and self.prompt_ids is not None:  # vLLM, which always gives a finish_reason
                 message = "the engine ended the answer without finishing it"
                 self._fail("no_finish_reason", Ending.UPSTREAM_CLOSED, message)
                 return b""

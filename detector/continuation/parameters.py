@@ -237,7 +237,7 @@ def parameter_in_the_way(body: dict[str, Any]) -> str | None:
             continue
         parameter = _BY_NAME.get(name)
         if parameter is None:
-            return f"{name}: not known to be continued faithfully"
+            return f"{name[:80]}: not known to be continued faithfully"
         if parameter.fate is Fate.REFUSED and not parameter.harmless(value):
             return f"{name}: {parameter.why}"
     return None

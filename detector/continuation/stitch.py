@@ -29,7 +29,7 @@ class Stitcher:
     string across the cut ends the answer: the second engine is to be hung up on.
     """
 
-    def __init__(self, handover: Handover, *, client_wants_ids: bool, usage_asked: bool) -> None:
+    def __init__(self, handover: Handover, *, client_wants_ids: bool) -> None:
         self.failure: Failure | None = None
         self.finished = False
         self.done = False
@@ -38,7 +38,6 @@ class Stitcher:
         self._handover = handover
         self._keeper = handover.keeper
         self._client_wants_ids = client_wants_ids
-        self._usage_asked = usage_asked
         self._framer = EventFramer(MAX_EVENT_BYTES)
         first = msgspec.json.decode(self._keeper.first_event)
         self._identity = {name: first[name] for name in ("id", "object", "created", "model") if name in first}
@@ -144,7 +143,7 @@ class Stitcher:
     def _end_of_whole(self) -> bytes:
         """What follows where the second engine is not asked any more."""
         self.done = True
-        if not self._usage_asked:
+        if not self._handover.usage_asked:
             return DONE
         usage = self._usage({"completion_tokens": self._keeper.token_count - self._kept_tokens})
         event = {**self._identity, "choices": [], "usage": usage}

@@ -10,7 +10,21 @@ from typing import Any
 
 import pytest
 from cutter import Cutter, cutting
-from upstreams import Client, connected, observed, settings, until
+from upstreams import (
+    STREAM_HEAD,
+    Client,
+    Peer,
+    Script,
+    Seen,
+    answer_of,
+    chunked,
+    connected,
+    event,
+    observed,
+    settings,
+    until,
+    upstream,
+)
 
 from detector.observation import Ending
 from proxy.serve import Proxy, running
@@ -170,9 +184,9 @@ async def test_usage_on_each_event_counts_both_parts() -> None:
     async with pair() as it:
         answer = await it.answer(COMPLETIONS, body, lambda: it.primary.die("engine_kill"))
     seen, prompt = 0, answer.events[0]["usage"]["prompt_tokens"]
-    for event in answer.events[:-1]:
-        seen += len(event["choices"][0]["token_ids"])
-        usage = event["usage"]
+    for one in answer.events[:-1]:
+        seen += len(one["choices"][0]["token_ids"])
+        usage = one["usage"]
         assert (usage["completion_tokens"], usage["prompt_tokens"]) == (seen, prompt)
         assert usage["total_tokens"] == seen + prompt
     assert answer.events[-1]["usage"]["completion_tokens"] == seen == TOKENS
@@ -451,3 +465,50 @@ phase = "collapsed"
 length = 1
 acceptance = 0.01
 """
+
+
+# ---- engines that do not know what they are asked for ----------------------------------------------------------------
+
+
+def strict_engine(seen: list[Seen], *, refuses_all: bool = False) -> Script:
+    """An engine that refuses members that it does not know, and has no token ids."""
+
+    async def script(peer: Peer) -> None:
+        while True:
+            seen.append(await peer.request())
+            if refuses_all or b"return_token_ids" in seen[-1].body:
+                await peer.send(answer_of(b'{"error":"what?"}', "content-type: application/json", status=400))
+            else:
+                said = '{"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}'
+                await peer.send(STREAM_HEAD + chunked(event(said), event("[DONE]")))
+
+    return script
+
+
+@asynccontextmanager
+async def beside_a_fallback(script: Script) -> AsyncIterator[tuple[Proxy, Client]]:
+    async with (
+        upstream(script) as url,
+        serving(Emulator("fallback")) as other,
+        running(settings(url, other, policy__mode="act")) as proxy,
+        connected(proxy) as client,
+    ):
+        yield proxy, client
+
+
+async def test_an_engine_that_refuses_token_ids_is_asked_without_and_not_again() -> None:
+    seen: list[Seen] = []
+    async with beside_a_fallback(strict_engine(seen)) as (_, client):
+        for _ in range(2):
+            await client.post(request(CHAT))
+            status, _, body = await client.answer()
+            assert (status, body.count(b"[DONE]")) == (200, 1)
+    assert [b"return_token_ids" in one.body for one in seen] == [True, False, False]
+
+
+async def test_a_request_that_is_wrong_by_itself_is_refused_as_ever() -> None:
+    seen: list[Seen] = []
+    async with beside_a_fallback(strict_engine(seen, refuses_all=True)) as (proxy, client):
+        await client.post(request(CHAT))
+        assert (await client.answer())[::2] == (400, b'{"error":"what?"}')
+        assert proxy.gateway.backends[0].takes_token_ids

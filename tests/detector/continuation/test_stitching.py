@@ -79,7 +79,7 @@ def continued(path: str, body: bytes, cut: int, sizes: list[int], seed: int) -> 
         sent, keeper = kept(path, body)
         rest = Keeper(asked=keeper.asked, keep_text=False, max_tokens=1000)
     else:
-        rest = Stitcher(handover, client_wants_ids=not keeper.asked, usage_asked=b"include_usage" in body)
+        rest = Stitcher(handover, client_wants_ids=not keeper.asked)
     payload = b"".join(stream(target, handover.request_body(), depth=2, seed=seed + 1))
     out += fed(rest, payload, sizes) + rest.end()
     assert rest.failure is None
