@@ -186,7 +186,7 @@ class RunningAnswer:
     async def prepare(self, exchange: Exchange) -> Prepared | Refused:
         """Ask the next backend what has to be known, and connect to it."""
         outcome: Prepared | Refused = Refused("no_backend")
-        for backend in exchange.gateway.routing.candidates():
+        for backend in exchange.gateway.routing.order:
             if backend is exchange.backend:
                 continue
             handover = hand_over(self.facts.route, self.sent_body, self.keeper)

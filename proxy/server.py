@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final, cast
 import httptools
 
 from proxy import messages
-from proxy.forward import NEVER, Exchange
+from proxy.elsewhere import NEVER
+from proxy.forward import Exchange
 from proxy.upstream import WRITE_BUFFER_BYTES
 
 if TYPE_CHECKING:

@@ -512,3 +512,45 @@ async def test_a_request_that_is_wrong_by_itself_is_refused_as_ever() -> None:
         await client.post(request(CHAT))
         assert (await client.answer())[::2] == (400, b'{"error":"what?"}')
         assert proxy.gateway.backends[0].takes_token_ids
+
+
+# ---- clients of other kinds ------------------------------------------------------------------------------------------
+
+
+async def test_a_client_of_http_1_0_gets_one_answer_up_to_the_end_of_its_connection() -> None:
+    whole = await uninterrupted(CHAT, request(CHAT))
+    body = request(CHAT)
+    async with pair() as it, connected(it.proxy) as client:
+        it.first.cut(after=5)
+        await client.send(
+            b"POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body) + body
+        )
+        _, _, payload = (await client.rest()).partition(b"\r\n\r\n")
+    assert Answer(payload).text == whole.text
+
+
+async def test_a_connection_serves_the_next_request_after_a_continued_answer() -> None:
+    async with pair() as it, connected(it.proxy) as client:
+        it.first.cut(after=5)
+        for _ in range(2):
+            await client.post(request(CHAT), path=CHAT)
+            status, _, payload = await client.answer()
+            assert (status, Answer(payload).done) == (200, 1)
+        assert it.first.cuts == 1
+
+
+async def test_a_client_that_does_not_read_is_not_read_for_on_the_other_engine_either() -> None:
+    """The rest waits in the second engine's connection until the client reads again."""
+    body = request(CHAT, max_tokens=20_000)
+    long = {"time_scale": 0}
+    async with pair(fallback=long, backend={"idle_timeout_seconds": 30}) as it, connected(it.proxy) as client:
+        it.first.cut(after=5)
+        await client.post(body, path=CHAT)
+        await client.head()
+        client.stop_reading()
+        fallback = it.proxy.gateway.backends[1]
+        await until(lambda: any(exchange._reading_paused_at is not None for exchange in fallback.exchanges))
+        client.read_again()
+        answer = Answer(await client.chunked())
+    assert answer.choices[-1]["finish_reason"] == "length"
