@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from proxy.config import Config, load
 from proxy.serve import Proxy, running
@@ -120,3 +122,33 @@ async def test_a_stop_string_across_the_cut_is_found(
             assert got[0] == expected[0] == unstopped[:at]
             finish = [event["choices"][0] for event in (got[2][-1], expected[2][-1])]
             assert finish[0]["stop_reason"] == finish[1]["stop_reason"]
+
+
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+
+
+class ToolEngine(EngineServer):
+    """An engine with a parser for tool calls."""
+
+    def command(self, venv: Path) -> list[str]:
+        return [*super().command(venv), "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def tool_engine(installed_engine: None) -> AsyncIterator[EngineServer]:
+    async with ToolEngine("plain") as engine:
+        yield engine
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("after", [2, 9])
+async def test_an_answer_with_tools_goes_on_as_a_chat(tool_engine: EngineServer, after: int) -> None:
+    body = request(CHAT, tools=TOOLS, stream_options={"include_usage": True})
+    text, _, whole = await ask(tool_engine.base_url + CHAT, body)
+    async with cut_proxy(tool_engine, tool_engine) as (proxy, cutter):
+        cutter.cut(after)
+        got = await ask(proxy.url + CHAT, body)
+    assert cutter.cuts == 1
+    assert got[0] == text
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    assert [got[2][-1]["usage"][name] for name in counts] == [whole[-1]["usage"][name] for name in counts]
