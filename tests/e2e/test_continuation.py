@@ -36,6 +36,8 @@ from replay.session.schema import EventRecord, RequestRecord, ResponseRecord
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 TOKENS = 200
+PACED = {"time_scale": 0.5}
+"""An engine that takes its time, to die or be left in the middle; others never merge events, however slow we are."""
 DEATHS = ("engine_kill", "worker_kill", "engine_assert", "engine_term", "api_term", "api_kill", "wedge", "sleep")
 
 
@@ -113,7 +115,7 @@ async def events(client: Client, count: int) -> bytes:
 async def pair(
     *, primary: dict[str, Any] | None = None, fallback: dict[str, Any] | None = None, **flags: Any
 ) -> AsyncIterator[Pair]:
-    one = Emulator(**{"scenario": "healthy", "time_scale": 0.5} | (primary or {}))
+    one = Emulator(**{"scenario": "healthy", "time_scale": 0} | (primary or {}))
     other = Emulator(**{"scenario": "fallback", "time_scale": 20} | (fallback or {}))
     flags = {"policy__mode": "act", "policy__dwell_seconds": 60, "backend": {"idle_timeout_seconds": 0.5}} | flags
     async with (
@@ -141,7 +143,7 @@ async def uninterrupted(path: str, body: bytes) -> Answer:
 async def test_an_answer_survives_its_engine(path: str, death: str) -> None:
     body = request(path, return_token_ids=True, stream_options={"include_usage": True})
     whole = await uninterrupted(path, body)
-    async with pair() as it:
+    async with pair(primary=PACED) as it:
         answer = await it.answer(path, body, lambda: it.primary.die(death))
         first, second = await observed(it.proxy), await observed(it.proxy, "fallback1")
         counted = it.metric("specbreaker_continuations_total{")
@@ -182,7 +184,8 @@ async def test_usage_on_each_event_counts_both_parts() -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     body = request(COMPLETIONS, stream_options=options, return_token_ids=True)
     async with pair() as it:
-        answer = await it.answer(COMPLETIONS, body, lambda: it.primary.die("engine_kill"))
+        it.first.cut(after=5)
+        answer = await it.answer(COMPLETIONS, body)
     seen, prompt = 0, answer.events[0]["usage"]["prompt_tokens"]
     for one in answer.events[:-1]:
         seen += len(one["choices"][0]["token_ids"])
@@ -199,7 +202,8 @@ async def test_log_probabilities_go_on(path: str, asked: dict[str, Any]) -> None
     body = request(path, **asked)
     whole = await uninterrupted(path, body)
     async with pair() as it:
-        answer = await it.answer(path, body, lambda: it.primary.die("engine_kill"))
+        it.first.cut(after=5)
+        answer = await it.answer(path, body)
     assert logprobs(answer) == logprobs(whole)
 
 
@@ -215,7 +219,8 @@ async def test_a_chat_without_a_limit_goes_on_to_its_own_end() -> None:
     scenario = {"scenario": parse_scenario(SHORT, "short")}
     body = request(CHAT, max_tokens=None, ignore_eos=True, stream_options={"include_usage": True})
     async with pair(primary=scenario, fallback=scenario) as it:
-        answer = await it.answer(CHAT, body, lambda: it.primary.die("engine_kill"), 3)
+        it.first.cut(after=3)
+        answer = await it.answer(CHAT, body)
     assert answer.choices[-1]["finish_reason"] == "length"
     assert answer.events[-1]["usage"]["total_tokens"] == 300
 
@@ -265,7 +270,8 @@ async def test_an_answer_that_may_yet_call_a_tool_goes_on_as_a_chat() -> None:
     body = request(CHAT, messages=LOOKED, tools=[TOOL], stream_options={"include_usage": True})
     whole = await uninterrupted(CHAT, body)
     async with pair() as it:
-        answer = await it.answer(CHAT, body, lambda: it.primary.die("engine_kill"))
+        it.first.cut(after=5)
+        answer = await it.answer(CHAT, body)
         assert it.fallback.log[-1].prompt_tokens > 40
     assert answer.text == whole.text
     assert answer.done == 1
@@ -273,10 +279,21 @@ async def test_an_answer_that_may_yet_call_a_tool_goes_on_as_a_chat() -> None:
         assert answer.events[-1]["usage"][name] == whole.events[-1]["usage"][name]
 
 
+async def test_a_tool_call_of_which_nothing_was_shown_is_made_by_the_other_engine() -> None:
+    body = request(CHAT, tools=[TOOL], tool_choice="auto", messages=[{"role": "user", "content": "look"}])
+    async with pair() as it:
+        it.first.cut(after=5)
+        answer = await it.answer(CHAT, body)
+        assert it.first.cuts == 1
+    call, *_ = [call["function"] for one in answer.choices for call in one["delta"].get("tool_calls", [])]
+    assert (call["name"], answer.choices[-1]["finish_reason"], answer.done) == ("look", "tool_calls", 1)
+
+
 async def test_half_a_tool_call_is_refused() -> None:
     body = request(CHAT, tools=[TOOL], tool_choice="auto", messages=[{"role": "user", "content": "look"}])
     async with pair() as it:
-        answer = await it.answer(CHAT, body, lambda: it.primary.die("engine_kill"), 2)
+        it.first.cut(after=13)
+        answer = await it.answer(CHAT, body)
     assert "in a tool call" in answer.error["message"]
     assert (answer.error["code"], answer.done) == ("continuation_refused", 0)
 
@@ -284,7 +301,7 @@ async def test_half_a_tool_call_is_refused() -> None:
 @pytest.mark.parametrize("death", ["engine_kill", "engine_term", "api_kill", "wedge"])
 async def test_what_cannot_be_continued_ends_with_an_error_that_says_why(death: str) -> None:
     body = request(CHAT, presence_penalty=0.5)
-    async with pair() as it:
+    async with pair(primary=PACED) as it:
         answer = await it.answer(CHAT, body, lambda: it.primary.die(death))
         counted = it.metric("specbreaker_continuations_total{")
         assert it.fallback.log == []
@@ -320,7 +337,7 @@ async def test_with_a_larger_budget_it_goes_on_twice() -> None:
 
 
 async def test_without_another_backend_that_answers_it_says_so() -> None:
-    async with pair() as it:
+    async with pair(primary=PACED) as it:
         it.fallback.die("api_kill")
         answer = await it.answer(CHAT, request(CHAT), lambda: it.primary.die("engine_kill"))
     assert (answer.error["code"], answer.done) == ("continuation_refused", 0)
@@ -329,7 +346,7 @@ async def test_without_another_backend_that_answers_it_says_so() -> None:
 
 @pytest.mark.parametrize("flags", [{"policy__mode": "observe"}, {"continuation__enabled": False}])
 async def test_where_it_is_off_the_engines_bytes_pass_as_they_are(flags: dict[str, Any]) -> None:
-    async with pair(**flags) as it:
+    async with pair(primary=PACED, **flags) as it:
         answer = await it.answer(CHAT, request(CHAT), lambda: it.primary.die("engine_kill"))
         assert it.fallback.log == []
         assert all(exchange.running is None for backend in it.proxy.gateway.backends for exchange in backend.exchanges)
@@ -338,7 +355,7 @@ async def test_where_it_is_off_the_engines_bytes_pass_as_they_are(flags: dict[st
 
 
 async def test_a_client_that_leaves_meanwhile_frees_both_engines() -> None:
-    async with pair(fallback={"time_scale": 0.1}) as it:
+    async with pair(primary=PACED, fallback={"time_scale": 0.1}) as it:
         async with connected(it.proxy) as client:
             await client.post(request(CHAT), path=CHAT)
             await client.head()
@@ -353,7 +370,8 @@ async def test_a_client_that_leaves_meanwhile_frees_both_engines() -> None:
 
 async def test_an_answer_that_grew_too_long_is_not_kept() -> None:
     async with pair(continuation__max_kept_tokens=60) as it:
-        answer = await it.answer(CHAT, request(CHAT), lambda: it.primary.die("engine_kill"), 20)
+        it.first.cut(after=20)
+        answer = await it.answer(CHAT, request(CHAT))
     assert "max_kept_tokens" in answer.error["message"]
     assert all('"token_ids":[' not in json.dumps(event, separators=(",", ":")) for event in answer.events)
 
@@ -361,7 +379,7 @@ async def test_an_answer_that_grew_too_long_is_not_kept() -> None:
 async def test_the_policy_can_move_a_running_answer() -> None:
     body = request(CHAT, return_token_ids=True)
     whole = await uninterrupted(CHAT, body)
-    async with pair() as it:
+    async with pair(primary=PACED) as it:
 
         def move() -> None:
             (exchange,) = it.proxy.gateway.backends[0].exchanges
@@ -379,7 +397,7 @@ async def test_the_policy_can_move_a_running_answer() -> None:
 
 async def test_what_cannot_be_moved_stays_where_it_is() -> None:
     body = request(CHAT, presence_penalty=0.5, max_tokens=60)
-    async with pair() as it:
+    async with pair(primary=PACED) as it:
 
         def move() -> None:
             (exchange,) = it.proxy.gateway.backends[0].exchanges
@@ -390,7 +408,7 @@ async def test_what_cannot_be_moved_stays_where_it_is() -> None:
 
 
 async def test_the_session_file_has_both_parts_and_why(tmp_path: Path) -> None:
-    async with pair(record__directory=str(tmp_path)) as it:
+    async with pair(primary=PACED, record__directory=str(tmp_path)) as it:
         await it.answer(CHAT, request(CHAT), lambda: it.primary.die("engine_kill"))
         await observed(it.proxy, "fallback1")
     (file,) = tmp_path.glob("*.jsonl*")
@@ -415,7 +433,7 @@ async def test_the_session_file_has_both_parts_and_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize("again", [False, True])
 async def test_a_whole_answer_is_sent_again_only_where_that_is_wanted(death: str, again: bool) -> None:
     body = request(CHAT, stream=None)
-    async with pair(continuation__retry_whole_answers=again) as it, connected(it.proxy) as client:
+    async with pair(primary=PACED, continuation__retry_whole_answers=again) as it, connected(it.proxy) as client:
         await client.post(body, path=CHAT)
         await until(lambda: it.primary.in_flight == 1)
         it.primary.die(death)

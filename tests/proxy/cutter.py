@@ -34,7 +34,7 @@ class Cutter:
         engine_reader, engine_writer = await asyncio.open_connection(*self._address)
         up = asyncio.create_task(self._pass(reader, engine_writer))
         try:
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(ConnectionError, asyncio.CancelledError):  # the test is over
                 await self._pass_until_cut(engine_reader, writer)
         finally:
             up.cancel()
