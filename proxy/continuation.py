@@ -126,16 +126,24 @@ class RunningAnswer:
         exchange.wait_for(self._go_on(exchange, broken))
 
     async def _go_on(self, exchange: Exchange, broken: Broken) -> None:
-        prepared = await self.prepare(exchange)
-        if isinstance(prepared, Refused):
-            self._refuse(exchange, broken, prepared, REFUSED_CODE)
-        else:
-            self.begin_again(exchange, prepared, broken.ending.value)
+        try:
+            prepared = await self.prepare(exchange)
+            if not isinstance(prepared, Refused):
+                self.begin_again(exchange, prepared, broken.ending.value)
+                return
+        except Exception:
+            log.exception("request %s could not go on elsewhere", exchange.request.request_id)
+            prepared = Refused("failed")
+        self._refuse(exchange, broken, prepared, REFUSED_CODE)
 
     async def move(self, exchange: Exchange, reason: str) -> None:
         """Leave a backend that still answers. Where that cannot be done, the answer goes on where it is."""
         exchange.hold(True)
-        prepared = await self.prepare(exchange)
+        try:
+            prepared = await self.prepare(exchange)
+        except Exception:
+            log.exception("request %s could not be moved", exchange.request.request_id)
+            prepared = Refused("failed")
         if isinstance(prepared, Refused):
             self._book_refusal(exchange, prepared, reason)
             exchange.hold(False)

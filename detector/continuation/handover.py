@@ -51,7 +51,7 @@ REASONS: Final[dict[str, str]] = {
     "tokens_differ": "the other engine makes other tokens of the text than the first one had generated",
     "half_character": "the client saw tokens of a character, or of a call, that the other engine has to make again",
     "no_room": "the other engine does not say its context length, or it is full",
-    "failed": "the other backend failed as well",
+    "failed": "the continuation itself failed; a bug, please report it",
     "no_backend": "no other backend can take it",
     "budget": "the answer had been continued continuation.max_per_answer times",
 }

@@ -572,3 +572,24 @@ async def test_a_client_that_does_not_read_is_not_read_for_on_the_other_engine_e
         client.read_again()
         answer = Answer(await client.chunked())
     assert answer.choices[-1]["finish_reason"] == "length"
+
+
+async def test_a_fault_of_ours_ends_the_answer_instead_of_leaving_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("proxy.continuation.hand_over", broken)
+    async with pair() as it:
+        it.first.cut(after=5)
+        answer = await it.answer(CHAT, request(CHAT))
+    assert (answer.error["code"], answer.done) == ("continuation_refused", 0)
+
+
+async def test_a_fallback_with_another_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replay.emulator.routes_other.decode", lambda _tokens: "something else")
+    async with pair() as it:
+        it.first.cut(after=5)
+        answer = await it.answer(CHAT, request(CHAT))
+        assert it.fallback.log == []
+    assert "another text" in answer.error["message"]
+    assert answer.done == 0
