@@ -31,17 +31,24 @@ class Cutter:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        try:
+            await self._serve(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass  # the engine is gone, or the test is over
+        finally:
+            await _closed(writer)
+            self._tasks.discard(task)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         engine_reader, engine_writer = await asyncio.open_connection(*self._address)
         up = asyncio.create_task(self._pass(reader, engine_writer))
         try:
-            with contextlib.suppress(ConnectionError, asyncio.CancelledError):  # the test is over
-                await self._pass_until_cut(engine_reader, writer)
+            await self._pass_until_cut(engine_reader, writer)
         finally:
             up.cancel()
             await asyncio.gather(up, return_exceptions=True)
-            writer.close()
             engine_writer.transport.abort()
-            self._tasks.discard(task)
+            await _closed(engine_writer)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
@@ -66,6 +73,12 @@ class Cutter:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 @contextlib.asynccontextmanager
