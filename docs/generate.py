@@ -19,6 +19,8 @@ import msgspec
 from click.testing import CliRunner
 from msgspec import inspect as types
 
+from detector.continuation.handover import REASONS
+from detector.continuation.parameters import PARAMETERS, Fate, Parameter
 from detector.policy.transitions import transition_diagram
 from detector.stats.cause_table import TABLE, Condition
 from proxy import config
@@ -109,6 +111,26 @@ def _table(kind: types.Type) -> types.StructType | None:
     return None
 
 
+def continuation_parameters() -> str:
+    """The table of what becomes of each parameter, the refused ones first."""
+    order = (Fate.REFUSED, Fate.PUT_RIGHT, Fate.KEPT, Fate.LEFT_OUT)
+    rows = sorted(PARAMETERS, key=lambda row: order.index(row.fate))
+    lines = [
+        f"| {', '.join(f'`{name}`' for name in row.names)} | {row.fate}{_as_in(row)} | {row.why} |" for row in rows
+    ]
+    return "\n".join(["| parameter | is | why |", "|---|---|---|", *lines, ""])
+
+
+def _as_in(row: Parameter) -> str:
+    return f", as in `{msgspec.json.encode(row.example).decode()}`" if row.fate is Fate.REFUSED else ""
+
+
+def continuation_reasons() -> str:
+    """The table of reasons for which an answer is not continued."""
+    lines = [f"| `{code}` | {meaning} |" for code, meaning in REASONS.items()]
+    return "\n".join(["| reason | meaning |", "|---|---|", *lines, ""])
+
+
 def configuration_keys() -> set[str]:
     """``section.key`` of every key there is."""
     return {
@@ -188,6 +210,8 @@ def _default(field: types.Field) -> str:
 
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "configuration": configuration,
+    "continuation parameters": continuation_parameters,
+    "continuation reasons": continuation_reasons,
     "transition diagram": diagram,
     "diagnosis table": diagnosis_table,
     "detect": lambda: console("detect", "tests/data/sessions/cycle.csv", "--series", "dflash_n8"),

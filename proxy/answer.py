@@ -6,8 +6,9 @@ taken out. An Answer writes nothing itself: bytes in, bytes out, so that whoever
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
+from detector.continuation.keeper import Failure
 from detector.tap.http1 import LAST_CHUNK, BodyFraming, ChunkedFraming, ResponseHead, chunk
 from detector.tap.removal import UsageRemover
 from detector.tap.request import SplicedBody
@@ -28,6 +29,23 @@ class Part(NamedTuple):
     """Bytes follow that belong to no answer: the engine's connection is not used again."""
 
 
+class EventFilter(Protocol):
+    """Stands between the engine's events and the client's: a Keeper, or a Stitcher."""
+
+    failure: Failure | None
+    """The engine gave up; nothing is let through any more."""
+    whole: bool
+    """The answer ended before the engine's did."""
+    measured_unfiltered: bool
+    """The measurement gets the engine's bytes, else what the filter lets through."""
+
+    def feed(self, payload: bytes) -> bytes:
+        """What the client gets for a piece of the engine's payload."""
+
+    def end(self) -> bytes:
+        """The same for the end of the payload."""
+
+
 class Answer:
     """One answer after its head.
 
@@ -35,6 +53,7 @@ class Answer:
         head: the engine's final response head.
         splice: what the proxy had asked for beyond the client's request; None: nothing.
         http_1_0: the client speaks HTTP/1.0, so chunks would mean nothing to it.
+        events: a filter that an event stream passes first; other answers do not.
     """
 
     __slots__ = (
@@ -44,19 +63,24 @@ class Answer:
         "_left",
         "_remover",
         "chunked_out",
+        "events",
         "head",
         "until_close",
     )
 
-    def __init__(self, head: ResponseHead, splice: SplicedBody | None, *, http_1_0: bool) -> None:
+    def __init__(
+        self, head: ResponseHead, splice: SplicedBody | None, *, http_1_0: bool, events: EventFilter | None = None
+    ) -> None:
         self.head = head
+        self.events = events if head.status == 200 and head.event_stream else None
         self._remover: UsageRemover | None = None
         if splice is not None and head.status == 200 and head.event_stream:
             self._remover = UsageRemover(splice.remove_usage_chunk, splice.remove_event_usage)
         self._left = head.content_length or 0
         self._ends_with_blank_line = True
         has_body = head.framing is not BodyFraming.NONE
-        reframed = has_body and (self._remover is not None or head.framing is not BodyFraming.LENGTH)
+        edited = self._remover is not None or self.events is not None
+        reframed = has_body and (edited or head.framing is not BodyFraming.LENGTH)
         self.chunked_out = reframed and not http_1_0
         """The client gets chunks: the engine's, or ours."""
         self.until_close = reframed and http_1_0
@@ -75,7 +99,7 @@ class Answer:
 
         Nearly every call of a stream: one event in one chunk. ``feed`` takes all the others.
         """
-        if self._as_it_is is None:
+        if self._as_it_is is None or self.events is not None:
             return None
         payload = self._as_it_is.whole(data)
         if payload is None or not (self._remover is None or self._remover.clean(payload)):
@@ -91,39 +115,62 @@ class Answer:
             payload = data[: self._left]
             self._left -= len(payload)
             ended = not self._left
-            part = Part(payload, self._framed(payload, ended), ended, len(data) > len(payload))
+            part = self._part(payload, ended, excess=len(data) > len(payload))
         else:
-            part = Part(data, self._framed(data, ended=False), ended=False, excess=False)
+            part = self._part(data, ended=False, excess=False)
         if part.payload:
             self._ends_with_blank_line = part.payload.endswith(_BLANK_LINE)
         return part
 
+    def go_on(self, head: ResponseHead, events: EventFilter) -> None:
+        """What comes from here on is the body of another engine's response; for the client it is the same answer."""
+        self.head = head
+        self.events = events
+        self._left = head.content_length or 0
+        self._chunks = ChunkedFraming() if head.framing is BodyFraming.CHUNKED else None
+
     def end_of_connection(self) -> bytes | None:
         """What still goes to the client where the engine ended the answer by closing; None: it was not whole."""
-        return self._framed(b"", ended=True) if self.head.framing is BodyFraming.CLOSE else None
+        return self._part(b"", ended=True, excess=False).out if self.head.framing is BodyFraming.CLOSE else None
 
     def broken_off(self, event: bytes) -> bytes | None:
         """What ends an unfinished event stream with this error event; None: nothing can be added."""
-        at_boundary = self._remover is not None or self._chunks is None or self._chunks.at_boundary
+        edited = self._remover is not None or self.events is not None
+        at_boundary = edited or self._chunks is None or self._chunks.at_boundary
         if not self.head.event_stream or not (at_boundary if self.chunked_out else self.until_close):
             return None
         held = self._remover.end() if self._remover is not None else b""
-        last = held + (b"" if self._ends_with_blank_line else _BLANK_LINE) + event
+        between_events = self._ends_with_blank_line or self.events is not None
+        last = held + (b"" if between_events else _BLANK_LINE) + event
         return chunk(last) + LAST_CHUNK if self.chunked_out else last
 
     def _feed_chunks(self, chunks: ChunkedFraming, data: bytes) -> Part:
+        if self.events is not None and (one := chunks.whole(data)) is not None:
+            return self._part(one, ended=False, excess=False)
         whole_before = chunks.at_boundary
         payloads: list[bytes] = []
         end = chunks.feed(data, payloads)
         payload = payloads[0] if len(payloads) == 1 else b"".join(payloads)
         ended = end >= 0
         excess = ended and end < len(data)
-        as_it_is = self.chunked_out and self._remover is None
-        if self._remover is not None and self.chunked_out and whole_before and chunks.at_boundary:
+        as_it_is = self.chunked_out and self._remover is None and self.events is None
+        clean_cut = self.chunked_out and whole_before and chunks.at_boundary
+        if self._remover is not None and self.events is None and clean_cut:
             as_it_is = not ended and self._remover.clean(payload)
         if not as_it_is:
-            return Part(payload, self._framed(payload, ended), ended, excess)
+            return self._part(payload, ended, excess)
         return Part(payload, data[:end] if excess else data, ended, excess)
+
+    def _part(self, payload: bytes, ended: bool, excess: bool) -> Part:
+        events = self.events
+        if events is None:
+            return Part(payload, self._framed(payload, ended), ended, excess)
+        shown = events.feed(payload)
+        if ended:
+            shown += events.end()
+        whole = (ended or events.whole) and events.failure is None
+        out = self._framed(shown, whole) if shown or whole else b""
+        return Part(payload if events.measured_unfiltered else shown, out, ended, excess)
 
     def _framed(self, payload: bytes, ended: bool) -> bytes:
         if self._remover is not None:

@@ -144,6 +144,24 @@ class Policy(Section, frozen=True):
     """Request header that names a conversation, where clients send it; else its first messages tell it apart."""
 
 
+class Continuation(Section, frozen=True):
+    """Running answers that go on on another backend when theirs fails; only in mode act, and only streams."""
+
+    enabled: bool = True
+    """Keep what is needed to continue, and continue what can be continued faithfully."""
+    max_per_answer: Annotated[int, msgspec.Meta(ge=0)] = 1
+    """How often one answer may go on elsewhere: a request that kills engines must not visit all of them."""
+    max_kept_tokens: Annotated[int, msgspec.Meta(ge=1)] = 131072
+    """Tokens of prompt and answer that are kept per running answer, at about 6 bytes a token; a longer one is not
+    continued."""
+    on_collapse: bool = False
+    """Also move running answers when traffic leaves the primary because it collapsed. The steps of running answers are
+    then judged, as with measure.ask_token_counts."""
+    retry_whole_answers: bool = False
+    """Send a chat or completion again, to the next backend, when its engine failed before the client got any byte. The
+    first engine may have done the work already, and a request that kills engines kills the next one too."""
+
+
 class Record(Section, frozen=True):
     """Session files."""
 
@@ -176,6 +194,7 @@ class Config(Section, frozen=True):
     ladder: tuple[Level, ...] = ()
     supervise: Supervise = msgspec.field(default_factory=Supervise)
     effects: Effects = msgspec.field(default_factory=Effects)
+    continuation: Continuation = msgspec.field(default_factory=Continuation)
     record: Record = msgspec.field(default_factory=Record)
     log: Log = msgspec.field(default_factory=Log)
 

@@ -344,6 +344,8 @@ class Control:
                 self._recording.event("switch", backend, {"reason": reason, "cause": signal.cause})
                 self.tell(Notify(f"new requests go to {backend}", "switch", backend, {"reason": reason}))
                 self.publish()
+                if self.config.continuation.on_collapse and reason is PolicyEvent.PRIMARY_DEGRADED:
+                    self._gateway.move_running(self.policy.primary)
             case SendCanary(backend, tokens):
                 self._canary = asyncio.get_running_loop().create_task(self._send_canary(backend, tokens))
                 self._canary.add_done_callback(self._canary_done)

@@ -16,6 +16,8 @@ from detector.tap.http1 import LAST_CHUNK, MAX_HEAD_BYTES, InvalidHTTP, Response
 from detector.tap.request import SplicedBody, ask_usage, read_request
 from proxy import messages
 from proxy.answer import Answer
+from proxy.continuation import Broken, RunningAnswer
+from proxy.elsewhere import NEVER, Leaving
 from proxy.upstream import Away, Backend, UpstreamConnection
 
 if TYPE_CHECKING:
@@ -24,13 +26,13 @@ if TYPE_CHECKING:
     from proxy.server import ClientConnection
 
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
-NEVER: Final = float("inf")
 
 
-class Exchange:
+class Exchange(Leaving):
     """One request, the connection it is on, and how far its answer has come."""
 
     def __init__(self, gateway: Gateway, client: ClientConnection, request: messages.Request) -> None:
+        super().__init__()
         self.gateway = gateway
         self.client = client
         self.request = request
@@ -43,6 +45,9 @@ class Exchange:
         self._facts: RequestFacts | None = None
         self._model: str | None = None
         self._conversation: bytes | None = None
+        self.running: RunningAnswer | None = None
+        """The answer may go on elsewhere."""
+        self._sent_body: bytes | None = None
         self._splice: SplicedBody | None = None
         self._candidates: Iterator[Backend] = iter(())
         self._away: Away | None = None
@@ -61,14 +66,18 @@ class Exchange:
 
     def begin(self, body: bytes | None) -> None:
         """Choose a backend and send. body None: it follows through upload()."""
-        self.body = body
+        self.body = self._sent_body = body
         facts: RequestFacts | None = None
         if body is not None and self.gateway.measures(self.request):
             facts = read_request(self.request.path, body)
             measure = self.gateway.settings.measure
             if measure.ask_usage:
                 self._splice = ask_usage(body, facts, token_counts=measure.ask_token_counts)
-            self.tap = self.gateway.measurement.begin(self, facts)
+            self.running = self.gateway.may_continue(facts, body, self._splice)
+            self._sent_body = self._splice.body if self._splice is not None else body
+            if self.running is not None:
+                self._sent_body = self.running.sent_body
+            self.tap = self.gateway.measurement.begin(self.request, facts, body)
             self._model = facts.model
             self._conversation = self.gateway.conversation(self.request, body)
         self._facts = facts
@@ -149,17 +158,18 @@ class Exchange:
                 self._away = backend.away
                 self._try_next(None)
 
-    def _send(self, backend: Backend, connection: UpstreamConnection) -> None:
+    def _send(self, backend: Backend, connection: UpstreamConnection, target: bytes | None = None) -> None:
         self.backend = backend
         self._connection = connection
         connection.exchange = self
-        body = self._splice.body if self._splice is not None else self.body
+        body = self._sent_body
         if body is not None:
             body = backend.named(body, self._model)
         if self._conversation is not None:
             self.gateway.sessions.served(self._conversation, backend.name)
         head = messages.request_head(
             self.request,
+            target=target,
             netloc=backend.netloc,
             authorization=backend.authorization,
             keep_authorization=not self.gateway.has_own_keys,
@@ -169,6 +179,8 @@ class Exchange:
         )
         backend.exchanges.add(self)
         backend.begun += 1
+        if self._sent_again is not None and self.gateway.continuations is not None:
+            self.gateway.continuations.book_sent_again(*self._sent_again, backend.name)
         if self.tap is not None:
             self.tap.sent(backend)
         if body is not None:
@@ -211,7 +223,7 @@ class Exchange:
         try:
             if self._answer is not None:
                 self._relay(self._answer, data, now)
-            elif self.head is None:
+            elif self.head is None or self._broken_off is not None:
                 self._read_head(data, now)
             else:
                 self.client.write(data)  # a tunnel
@@ -237,7 +249,18 @@ class Exchange:
             if rest:
                 self._read_head(rest, now)
             return
-        answer = self._answer = Answer(head, self._splice, http_1_0=self.request.http_1_0)
+        if self._broken_off is not None:
+            self._read_second_head(head, rest, now)
+            return
+        if head.status in (400, 422) and self.running is not None and self.running.asks_token_ids:
+            self._ask_without_token_ids()
+            return
+        if self._asks_without and head.status < 400 and self.backend is not None:
+            self.gateway.refuses_token_ids(self.backend)
+        if head.status >= 500 and self._send_again(now, Ending.ENGINE_ERROR):
+            return
+        events = self.running.keeper if self.running is not None else None
+        answer = self._answer = Answer(head, self._splice, http_1_0=self.request.http_1_0, events=events)
         client_head = self._start_answer(answer, now)
         payload = answer.unchanged(rest) if rest else None
         if payload is not None:
@@ -279,8 +302,10 @@ class Exchange:
             self.client.write(part.out)
         if part.payload and self.tap is not None:
             self.tap.mark(now, part.payload)
-        if part.ended:
-            self._complete(answer, now, excess=part.excess)
+        if answer.events is not None and answer.events.failure is not None:
+            self._gave_up(answer.events)
+        elif part.ended or (answer.events is not None and answer.events.whole):
+            self._complete(answer, now, excess=part.excess or not part.ended)
 
     def _complete(self, answer: Answer, now: float, *, excess: bool) -> None:
         connection = self._connection
@@ -300,7 +325,9 @@ class Exchange:
         assert self.backend is not None
         head, answer = self.head, self._answer
         last = answer.end_of_connection() if answer is not None and error is None else None
-        if head is not None and answer is None:  # a tunnel
+        if answer is not None and last is not None and answer.events is not None and answer.events.failure is not None:
+            self._gave_up(answer.events)
+        elif head is not None and answer is None and self._broken_off is None:  # a tunnel
             self._finish(time.monotonic(), Ending.COMPLETE)
             self.client.close()
         elif answer is not None and last is not None:
@@ -311,8 +338,8 @@ class Exchange:
             self.backend.exchanges.discard(self)
             self._connecting = asyncio.get_running_loop().create_task(self._connect(self.backend))
         else:
-            where = "in the middle of the answer" if head is not None else "before answering"
-            again = "" if head is not None else "; not sent again, because it may have been acted on"
+            where = "in the middle of the answer" if answer is not None else "before answering"
+            again = "" if answer is not None else "; not sent again, because it may have been acted on"
             message = f"backend {self.backend.name} closed the connection {where}{again}"
             self.fail(502, message, "BadGatewayError", Ending.UPSTREAM_CLOSED)
 
@@ -339,7 +366,7 @@ class Exchange:
             return
         assert self.backend is not None
         settings = self.backend.settings
-        if self.head is None:
+        if self._answer is None:
             what = f"did not answer within {settings.first_byte_timeout_seconds:g} s"
         else:
             what = f"was silent for {settings.idle_timeout_seconds:g} s in the middle of the answer"
@@ -348,18 +375,34 @@ class Exchange:
     def fail(
         self, status: int, message: str, kind: str, ending: Ending, *, retry_after_seconds: int | None = None
     ) -> None:
+        """The backend failed this answer: go on elsewhere if that can be done, else say so to the client."""
+        if self.over:
+            return
+        broken = Broken(status, message, kind, ending, retry_after_seconds=retry_after_seconds)
+        answer = self._broken_off or self._answer
+        if self.running is not None and answer is not None and answer.events is not None:
+            self.running.take_over(self, broken)
+        elif self.head is not None or ending is Ending.CONNECT_FAILED or not self._send_again(time.monotonic(), ending):
+            self.end_with(broken)
+
+    def end_with(self, broken: Broken) -> None:
         """End the answer with a clear error, in the way that is left to us."""
         if self.over:
             return
-        self._finish(time.monotonic(), ending)
+        answer = self._broken_off or self._answer
+        self._finish(time.monotonic(), broken.ending)
         self._hang_up()
         if self.head is None:
-            close = not self.request.complete
-            self.client.respond(status, message, kind, close=close, retry_after_seconds=retry_after_seconds)
+            self.client.respond(
+                broken.status,
+                broken.message,
+                broken.kind,
+                close=not self.request.complete,
+                retry_after_seconds=broken.retry_after_seconds,
+            )
             return
-        last = (
-            self._answer.broken_off(messages.error_event(status, message, kind)) if self._answer is not None else None
-        )
+        event = messages.error_event(broken.status, broken.message, broken.kind, code=broken.code)
+        last = answer.broken_off(event) if answer is not None else None
         if last is None:
             self.client.abort()
         else:
@@ -373,7 +416,7 @@ class Exchange:
             self._hang_up()
 
     def _hang_up(self) -> None:
-        if self._connecting is not None:
+        if self._connecting is not None and self._connecting is not asyncio.current_task():
             self._connecting.cancel()
         if self._connection is not None:
             self._connection.exchange = None
@@ -382,13 +425,21 @@ class Exchange:
     def _finish(self, now: float, ending: Ending) -> None:
         self.over = True
         self.deadline = NEVER
+        self._part_ended(now, ending)
+        if self.running is not None:
+            self.running.ended(ending)
+
+    def _part_ended(self, now: float, ending: Ending) -> None:
+        """The answer, or its part on this backend, is over."""
         if self._connection is not None:
             self._connection.exchange = None
         if self.backend is not None:
             self.backend.exchanges.discard(self)
         if self._reading_paused_at is not None:
             self.client_reads(now)
-        self.gateway.finished(self, now, ending)
+        if not self._booked:
+            self._booked = True
+            self.gateway.finished(self, now, ending)
 
     # ---- a client that reads slowly ----------------------------------------------------------------------------------
 
@@ -406,7 +457,7 @@ class Exchange:
         if self.tap is not None:
             self.tap.paused(self._reading_paused_at, now)
         self._reading_paused_at = None
-        if not self._connection.transport.is_closing():
+        if not self._connection.transport.is_closing() and not self._held:
             self._connection.transport.resume_reading()
         if not self.over and self.backend is not None:
             self._await_more(now, self.backend)

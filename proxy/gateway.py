@@ -8,8 +8,9 @@ import time
 from typing import Final
 
 from detector.observation import Ending, RequestFacts
-from detector.tap.request import route_of
+from detector.tap.request import SplicedBody, route_of
 from proxy.config import Config
+from proxy.continuation import Continuations, RunningAnswer
 from proxy.events import Events, Unreachable
 from proxy.forward import Exchange
 from proxy.gate import Gate, Refusal
@@ -44,6 +45,8 @@ class Gateway:
         self.measurement = measurement
         self.routing = Routing((), {})
         self.sessions = Sessions(settings.policy.sessions_max if len(backends) > 1 else 0)
+        self.continuations: Continuations | None = None
+        """None: answers are not continued."""
         self.connections: set[ClientConnection] = set()
         self.holding = Holding(settings.effects.hold_requests, settings.effects.hold_seconds)
         self.draining = False
@@ -84,6 +87,37 @@ class Gateway:
             return self.routing.order
         last = self.sessions.last(conversation) if conversation is not None else None
         return self.routing.candidates(facts.model, last, facts.body_bytes)
+
+    def may_continue(self, facts: RequestFacts, body: bytes, splice: SplicedBody | None) -> RunningAnswer | None:
+        """What keeps the answer to this request for another backend; None where there is none to take it over."""
+        order = self.routing.order
+        if self.continuations is None or len(order) < 2 or not order[0].takes_token_ids:
+            return None
+        return self.continuations.begin(facts, body, splice.body if splice is not None else body)
+
+    def refuses_token_ids(self, backend: Backend) -> None:
+        """The engine takes a request only without ``return_token_ids``: it is not asked for it again."""
+        if backend.takes_token_ids:
+            backend.takes_token_ids = False
+            log.warning("backend %s refuses return_token_ids: its answers cannot be continued elsewhere", backend.name)
+
+    def continue_elsewhere(self, exchange: Exchange, reason: str) -> bool:
+        """Move a running answer to the next backend of the routing table. False: it stays where it is.
+
+        The answer is moved when the other backend is ready for it, and not at all if that cannot be.
+        """
+        running = exchange.running
+        if running is None or exchange.over or not running.may_move():
+            return False
+        exchange.wait_for(running.move(exchange, reason))
+        return True
+
+    def move_running(self, name: str) -> None:
+        """Move what can be moved of the answers that run on this backend."""
+        for backend in self.backends:
+            if backend.name == name:
+                for exchange in tuple(backend.exchanges):
+                    self.continue_elsewhere(exchange, "collapse")
 
     def unreachable(self, backend: Backend, error: Exception) -> None:
         """A connection failed."""

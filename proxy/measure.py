@@ -21,7 +21,6 @@ from proxy.probes import NOTHING_COUNTED, Counted, Probe
 from proxy.recording import Recording
 
 if TYPE_CHECKING:
-    from proxy.forward import Exchange
     from proxy.messages import Request
     from proxy.upstream import Backend
 
@@ -150,9 +149,12 @@ class Measurement:
         self.probes: dict[str, Probe] = {}
         self.failures = 0
 
-    def begin(self, exchange: Exchange, facts: RequestFacts) -> Tap:
-        """Called by the hot path when a measurable request has arrived."""
-        tap = Tap(self, exchange.request, facts, exchange.body)
+    def begin(self, request: Request, facts: RequestFacts, body: bytes | None) -> Tap:
+        """Called by the hot path when a measurable request has arrived, or the rest of one goes to another backend.
+
+        body: for the session file, as far as its content mode keeps it.
+        """
+        tap = Tap(self, request, facts, body)
         self._running.add(tap)
         if len(self._running) == 1:
             self._wake_soon()

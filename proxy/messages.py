@@ -90,9 +90,19 @@ class Request:
             self.request_id = f"{_process}{next(_numbers):08x}"
 
 
+def part_of(request: Request, target: bytes, request_id: str) -> Request:
+    """The request for the rest of an answer, as measurements and session files know it."""
+    part = Request()
+    part.method, part.target, part.fields = request.method, target, request.fields
+    part.finish_head()
+    part.request_id = request_id
+    return part
+
+
 def request_head(
     request: Request,
     *,
+    target: bytes | None = None,
     netloc: bytes,
     authorization: bytes | None,
     keep_authorization: bool,
@@ -102,9 +112,10 @@ def request_head(
 ) -> bytes:
     """The head for the engine: the client's fields in order, without those of its connection.
 
+    target: instead of the client's own.
     body_length None: the body follows as the client framed it, its length or chunked.
     """
-    lines = [b"%s %s HTTP/1.1\r\nhost: %s\r\n" % (request.method, request.target, netloc)]
+    lines = [b"%s %s HTTP/1.1\r\nhost: %s\r\n" % (request.method, target or request.target, netloc)]
     seen: set[bytes] = set()
     forwarded_for: list[bytes] = []
     original_host = b""
@@ -186,9 +197,9 @@ def switching_head(head: ResponseHead) -> bytes:
     return b"HTTP/1.1 101 %s\r\n%s\r\n" % (head.reason, fields)
 
 
-def error_json(status: int, message: str, kind: str, *, param: str | None = None) -> bytes:
-    """An error body as OpenAI's clients read it."""
-    error = {"message": message, "type": kind, "param": param, "code": status}
+def error_json(status: int, message: str, kind: str, *, param: str | None = None, code: str | None = None) -> bytes:
+    """An error body as OpenAI's clients read it; ``code`` instead of the status where the status says too little."""
+    error = {"message": message, "type": kind, "param": param, "code": code or status}
     return msgspec.json.encode({"error": error})
 
 
@@ -216,6 +227,6 @@ def error_response(
     )
 
 
-def error_event(status: int, message: str, kind: str) -> bytes:
+def error_event(status: int, message: str, kind: str, *, code: str | None = None) -> bytes:
     """An error event for a stream whose status has been sent already."""
-    return b"data: " + error_json(status, message, kind) + b"\n\n"
+    return b"data: " + error_json(status, message, kind, code=code) + b"\n\n"

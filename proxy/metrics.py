@@ -58,6 +58,9 @@ class Metrics:
             "next_degraded_probability", "That the next request to the backend is degraded; NaN: unknown.", "backend"
         )
         self._switches = self._counter("switches", "Changes of route.", "from", "to", "reason")
+        self._continuations = self._counter(
+            "continuations", "Answers that broke off: went on elsewhere, or why not.", "from", "to", "reason", "result"
+        )
         self._canaries = self._counter("canaries", "Canaries, by how they ended.", "backend", "result")
         self._canary_tokens = self._counter("canary_tokens", "Tokens that canaries had generated.", "backend")
         self._restarts = self._counter("restarts", "Restarts of engines, by how they ended.", "result")
@@ -205,6 +208,10 @@ class Metrics:
     def switched(self, source: str, target: str, reason: str) -> None:
         """Traffic moved."""
         self._switches.labels(source, target, reason).inc()
+
+    def continuation(self, source: str, target: str, reason: str, result: str) -> None:
+        """A broken answer went on elsewhere, and how that ended; or it did not."""
+        self._continuations.labels(source, target, reason, result).inc()
 
     def canary(self, backend: str, observation: Observation) -> None:
         """A canary came back."""

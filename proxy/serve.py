@@ -25,6 +25,7 @@ from proxy.actions import Actions
 from proxy.activation import inherited_socket
 from proxy.admin import Admin
 from proxy.config import Config, ConfigError, parse_address
+from proxy.continuation import Continuations
 from proxy.control import Control
 from proxy.effects.executor import Executor
 from proxy.effects.setup import make_executor
@@ -115,6 +116,7 @@ async def running(config: Config, away: Mapping[str, Away] | None = None) -> Asy
         session = await stack.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(keepalive_timeout=4), auto_decompress=True)
         )
+        gateway.continuations = Continuations(config, session, metrics, recording)
         control = Control(config, backends, events, gateway, metrics, recording, session)
         stack.push_async_callback(control.close)
         for name in backends:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final, cast
 import httptools
 
 from proxy import messages
-from proxy.forward import NEVER, Exchange
+from proxy.elsewhere import NEVER
+from proxy.forward import Exchange
 from proxy.upstream import WRITE_BUFFER_BYTES
 
 if TYPE_CHECKING:
@@ -326,6 +327,11 @@ class ClientConnection(asyncio.Protocol):
         """Close at once, so that a cut answer is seen as one."""
         self._closed = True
         self.transport.abort()
+
+    @property
+    def unread(self) -> bool:
+        """The client does not read what it was sent."""
+        return self._unread
 
     @property
     def busy(self) -> bool:

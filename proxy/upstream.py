@@ -93,15 +93,21 @@ class Backend:
         self.begun = 0
         """Requests ever sent, canaries included: equal before and after means that nothing ran in between."""
         self.connect_failures = 0
+        self.takes_token_ids = True
+        """False once the engine refused a request for ``return_token_ids``, and took it without."""
         self._idle: list[UpstreamConnection] = []
 
     def serves(self, model: str) -> bool:
         """Whether requests for that model may come here."""
         return not self.settings.models or model in self.settings.models
 
+    def own_name(self, model: str | None) -> str | None:
+        """The engine's own name for the client's model."""
+        return self.settings.models.get(model, model) if model is not None else None
+
     def named(self, body: bytes, model: str | None) -> bytes:
         """A request body with the engine's own name for the client's model."""
-        own = self.settings.models.get(model) if model is not None else None
+        own = self.own_name(model)
         return rename_model(body, own) if own is not None and own != model else body
 
     def acquire(self) -> UpstreamConnection | None:

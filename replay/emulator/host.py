@@ -44,7 +44,12 @@ class EngineHost:
                 engine_request,
                 choice,
                 collector,
-                Detokenizer(request.stop, include_stop=request.include_stop, min_tokens=request.min_tokens),
+                Detokenizer(
+                    request.stop,
+                    include_stop=request.include_stop,
+                    min_tokens=request.min_tokens,
+                    prompt=engine_request.prompt,
+                ),
                 request.stream_interval,
             )
             for choice, engine_request in enumerate(made)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .engine import EngineRequest, FinishReason
-from .text import SPECIAL_TOKENS, TURN_END, VOCABULARY
+from .text import SPECIAL_TOKENS, TURN_END, VOCABULARY, decode
+
+_LONGEST_CHARACTER = 4
 
 
 class EngineUnavailableError(Exception):
@@ -43,14 +45,23 @@ class ChoiceOutput:
 
 
 class Detokenizer:
-    """Text of one choice, piece by piece, with stop strings cut out and held back while they may still be forming."""
+    """Text of one choice, piece by piece, with stop strings cut out and held back while they may still be forming.
 
-    def __init__(self, stop: Sequence[str], *, include_stop: bool = False, min_tokens: int = 0) -> None:
+    A prompt that ends inside a character comes out again with that character, as tokenizers' ``DecodeStream`` has it.
+    """
+
+    def __init__(
+        self, stop: Sequence[str], *, include_stop: bool = False, min_tokens: int = 0, prompt: Sequence[int] = ()
+    ) -> None:
         self._stop = tuple(stop)
         self._include_stop = include_stop
         self._min_tokens = min_tokens
         self._held_back = 0 if include_stop or not stop else max(map(len, stop)) - 1
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._repeated = ""
+        if prompt and decode(prompt[-_LONGEST_CHARACTER:]).endswith("\ufffd"):
+            shown = [VOCABULARY[token] for token in prompt if token >= len(SPECIAL_TOKENS)]
+            self._repeated = self._decoder.decode(b"".join(shown))
         self._text = ""
         self._sent = 0
         self._tokens = 0
@@ -60,7 +71,10 @@ class Detokenizer:
         self._tokens += len(tokens)
         shown = [VOCABULARY[token] for token in tokens if token >= len(SPECIAL_TOKENS)]
         before = len(self._text)
-        self._text += self._decoder.decode(b"".join(shown), final=finished)
+        piece = self._decoder.decode(b"".join(shown), final=finished)
+        if self._repeated and piece:
+            piece, self._repeated = self._repeated + piece, ""
+        self._text += piece
         stopped = self._find_stop(before) if self._tokens > self._min_tokens else None
         end = len(self._text) if finished or stopped else len(self._text) - self._held_back
         delta = self._text[self._sent : max(end, self._sent)]

@@ -36,10 +36,14 @@ class ToolCall:
 
 
 def choose_tool_call(body: dict[str, Any], messages: list[dict[str, Any]]) -> ToolCall | None:
-    """The call that the model makes: the named tool, else the first; on auto none, if a result was just given."""
+    """The call that the model makes: the named tool, else the first.
+
+    On auto none, if a result was just given, or an answer has begun that is to be continued.
+    """
     choice = body.get("tool_choice", "auto")
     functions = [tool.get("function", {}) for tool in body["tools"]]
-    if choice == "none" or (choice == "auto" and messages and messages[-1].get("role") == "tool"):
+    begun = body.get("continue_final_message") or (messages and messages[-1].get("role") == "tool")
+    if choice == "none" or (choice == "auto" and begun):
         return None
     wanted = choice.get("function", {}).get("name") if isinstance(choice, dict) else None
     for function in functions:

@@ -14,6 +14,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 
+
 def documents(path: Path) -> list[Any]:
     """The documents of a YAML file. Raises yaml.YAMLError."""
     return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))

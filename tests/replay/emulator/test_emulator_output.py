@@ -123,3 +123,11 @@ async def test_an_abort_shows_what_a_stop_string_held_back():
     stream.abort()
     (output,) = await collector.get()
     assert (output.text, output.tokens, output.finish_reason) == ("abc", [], FinishReason.ABORT)
+
+
+def test_a_prompt_that_ends_inside_a_character_comes_out_again():
+    ids = encode("hello 語")
+    whole, split = Detokenizer([], prompt=ids), Detokenizer([], prompt=ids[:-1])
+    assert whole.update(encode(" x"), finished=False) == (" x", None)
+    assert split.update(ids[-1:], finished=False) == ("hello 語", None)
+    assert split.update(encode(" x"), finished=True) == (" x", None)

@@ -1,0 +1,94 @@
+"""A server in front of an engine that cuts connections after so many events of their answer, at any speed the same."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlsplit
+
+
+class Cutter:
+    """Passes bytes both ways."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._address = (parts.hostname, parts.port)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.url = ""
+        self.after = 0
+        """Events that pass before the cut."""
+        self.cuts_left = 0
+        self.cuts = 0
+
+    def cut(self, after: int, *, times: int = 1) -> None:
+        """Cut the next answers that are longer than this."""
+        self.after, self.cuts_left = after, times
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._serve(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass  # the engine is gone, or the test is over
+        finally:
+            await _closed(writer)
+            self._tasks.discard(task)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        engine_reader, engine_writer = await asyncio.open_connection(*self._address)
+        up = asyncio.create_task(self._pass(reader, engine_writer))
+        try:
+            await self._pass_until_cut(engine_reader, writer)
+        finally:
+            up.cancel()
+            await asyncio.gather(up, return_exceptions=True)
+            engine_writer.transport.abort()
+            await _closed(engine_writer)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+
+    async def _pass_until_cut(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        room = self.after
+        while data := await reader.read(65536):
+            head, *events = data.split(b"data: ")
+            if self.cuts_left and len(events) > room:
+                writer.write(b"data: ".join([head, *events[:room]]))
+                self.cuts_left -= 1
+                self.cuts += 1
+                return
+            room -= len(events)
+            writer.write(data)
+            await writer.drain()
+
+    async def end(self) -> None:
+        """Close what is open."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def cutting(url: str) -> AsyncIterator[Cutter]:
+    """A cutter in front of an engine; it has a URL of its own."""
+    cutter = Cutter(url)
+    server = await asyncio.start_server(cutter.serve, "127.0.0.1", 0)
+    cutter.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield cutter
+    finally:
+        server.close()
+        await cutter.end()
