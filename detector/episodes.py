@@ -17,8 +17,8 @@ class Boundary(msgspec.Struct, frozen=True):
     """A change of phase that the rules without memory saw: what a test for a cycle, and a log, want to know."""
 
     kind: Literal["opened", "closed", "resumed", "rebased"]
-    request: int
-    """First collapsed request (opened), first healthy one (closed), or the one that decided."""
+    answer: int
+    """First collapsed answer (opened), first healthy one (closed), or the one that decided. Canaries count here."""
 
 
 class Account(msgspec.Struct, kw_only=True):
@@ -26,6 +26,8 @@ class Account(msgspec.Struct, kw_only=True):
 
     onset_request: int
     onset_step: int | None = None
+    onset_answer: int = 0
+    """The onset by the count of all answers, canaries included."""
     answers: int = 0
     tokens: float = 0.0
     verify_steps: float = 0.0

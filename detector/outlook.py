@@ -70,20 +70,20 @@ class Outlook:
         )
 
     def update(
-        self, request: int, observation: Observation, evidence_nats: float, boundaries: Iterable[Boundary]
+        self, number: int, observation: Observation, evidence_nats: float, boundaries: Iterable[Boundary]
     ) -> None:
         """Take one ended answer in, and the boundaries that were seen since the last one.
 
-        request: its number, of a canary that of the request after it. evidence_nats: log likelihood ratio of degraded
+        number: its number among all answers. evidence_nats: log likelihood ratio of degraded
         against healthy; 0 where the answer says nothing.
         """
         state = self.state
         advance = state.clocks.update(observation)
         if advance is not None:
-            state.runs.add(request, advance)
+            state.runs.add(number, advance)
             self._regime.update(evidence_nats, advance.clocks)
         state.pending = [*state.pending, *boundaries][-MAX_PENDING:]
-        while state.pending and state.pending[0].request <= request:
+        while state.pending and state.pending[0].answer <= number:
             self._turn(state.pending.pop(0))
 
     def restart(self) -> None:
@@ -97,7 +97,7 @@ class Outlook:
         if boundary.kind == "resumed":
             self.state.runs.drop()
             return
-        run = self.state.runs.turn(boundary.request)
+        run = self.state.runs.turn(boundary.answer)
         if run is not None:
             degraded = boundary.kind != "opened"
             self._cycle.update(run, degraded=degraded)

@@ -49,6 +49,8 @@ class Answer(NamedTuple):
 
     request: int
     """Its number."""
+    number: int
+    """Its number among all answers, canaries included."""
     observation: Observation
     sample: Sample
     evidence: Evidence | None
@@ -102,9 +104,9 @@ class Phases:
         return self._state.evidence_nats
 
     @property
-    def requests(self) -> int:
-        """Number of the next client request."""
-        return self._state.requests
+    def answers(self) -> int:
+        """Number of the next answer, canaries counted."""
+        return self._state.answers
 
     @property
     def generation(self) -> int:
@@ -133,7 +135,8 @@ class Phases:
         index = state.requests
         if not observation.canary:
             state.requests += 1
-        self._end_stream(observation.request_id, index, observation.ended)
+        number, state.answers = state.answers, state.answers + 1
+        self._end_stream(observation.request_id, index, number, observation.ended)
         sample = sample_of(observation) if observation.generation == state.generation else None
         state.evidence_nats = 0.0
         if sample is None:
@@ -144,7 +147,7 @@ class Phases:
         evidence = weigh(sample, state.baseline)
         if evidence is not None:
             state.evidence_nats = evidence.ratio_nats
-        answer = Answer(index, observation, sample, evidence, engine)
+        answer = Answer(index, number, observation, sample, evidence, engine)
         if state.verdict.degraded:
             self._while_degraded(answer)
         else:
@@ -162,7 +165,7 @@ class Phases:
         was_zero = rule.nats == 0.0
         alarm = rule.update(self._model, request_id, step.tokens)
         if was_zero and (alarm or rule.nats > 0.0):
-            self._state.step_onset_request = self._state.requests
+            self._state.step_onset_request, self._state.step_onset_answer = self._state.requests, self._state.answers
         return self._step_alarm(request_id, rule.streams[request_id].steps, step.at) if alarm else None
 
     def restart(self, generation: int) -> None:
@@ -170,12 +173,13 @@ class Phases:
         old = self._state
         if old.verdict.degraded:
             old.log.close(old.requests)
-            self._note("closed", old.requests)
+            self._note("closed", old.answers)
         old.step_rule.restart()
         self._state = PhasesState(
             generation=generation,
             step_rule=old.step_rule,
             requests=old.requests,
+            answers=old.answers,
             baseline=old.baseline,
             log=old.log,
             boundaries=old.boundaries,
@@ -192,13 +196,13 @@ class Phases:
         self._suspect(answer, nats)
         ended = answer.observation.ended
         if evidence is not None and phase is Phase.RECOVERING and nats >= CLEAR_NATS:
-            self._resume(answer.request)
+            self._resume(answer.number)
             self._degrade(Phase.COLLAPSED, answer, state.log.episodes[-1].cause)
         elif evidence is not None and suspicion >= self._alarm_nats:
-            row = state.suspects or Account(onset_request=answer.request)
+            row = state.suspects or _row_from(answer)
             cause = self._blame(answer, evidence.cause, others_degraded=True if row.answers > 1 else None)
             state.log.open(row, answer.request, None, cause)
-            self._note("opened", row.onset_request)
+            self._note("opened", row.onset_answer)
             self._degrade(Phase.COLLAPSED if row.answers > 1 else Phase.TRANSITION, answer, cause)
         elif phase is Phase.RECOVERING and evidence is not None and evidence.ratio_nats > -CLEAR_NATS:
             self._set(phase, None, False, ended, sample)
@@ -225,7 +229,7 @@ class Phases:
             state.recovery_nats = max(0.0, state.recovery_nats - factor.ratio_nats)
         if state.recovery_nats >= RECOVERY_NATS:
             state.log.close(answer.request)
-            self._note("closed", answer.request)
+            self._note("closed", answer.number)
             self._end_suspicion(ended)
             self._set(Phase.RECOVERING, None, False, ended, sample)
             return
@@ -277,27 +281,27 @@ class Phases:
         if state.verdict.degraded:
             return state.verdict
         if state.verdict.phase is Phase.RECOVERING:
-            self._resume(state.requests)
+            self._resume(state.answers)
             phase = Phase.COLLAPSED
         else:
             onset = state.step_onset_request
             row = Account(onset_request=onset, onset_step=rule.onset_step)
             state.log.open(row, state.requests, step_number, Cause.ACCEPTANCE_COLLAPSE)
-            self._note("opened", onset)
+            self._note("opened", state.step_onset_answer)
             state.detected_in, state.onset_in, state.diagnosis = request_id, rule.onset_stream, None
             phase = Phase.TRANSITION
         self._begin_episode(at)
         self._set(phase, state.log.episodes[-1].cause or Cause.ACCEPTANCE_COLLAPSE, True, at, None)
         return state.verdict
 
-    def _end_stream(self, request_id: str, index: int, ended: float) -> None:
+    def _end_stream(self, request_id: str, index: int, number: int, ended: float) -> None:
         """The answer has ended: its index, which the step rule could only estimate, is known now."""
         state = self._state
         stream = state.step_rule.streams.get(request_id)
         if state.step_rule.end(self._model, request_id) and stream is not None:
             self._step_alarm(request_id, stream.steps, ended)
         if state.step_rule.onset_stream == request_id:
-            state.step_onset_request = index
+            state.step_onset_request, state.step_onset_answer = index, number
         if state.onset_in == request_id and state.log.account is not None:
             state.log.episodes[-1].onset_request = state.log.account.onset_request = index
             state.onset_in = None
@@ -311,7 +315,7 @@ class Phases:
         if nats <= 0 and not is_low(sample, state.baseline):
             state.suspects = None
             return
-        state.suspects = state.suspects or Account(onset_request=answer.request)
+        state.suspects = state.suspects or _row_from(answer)
         state.suspects.add(sample, self._healthy_rate(sample))
 
     def _degrade(self, phase: Phase, answer: Answer, cause: Cause) -> None:
@@ -330,12 +334,12 @@ class Phases:
         state.detector, state.suspects, state.held, state.diagnosis = EDetector(), None, [], None
         state.degraded_answers, state.recent, state.recovered_at = 0, [], at
 
-    def _resume(self, request: int) -> None:
+    def _resume(self, number: int) -> None:
         self._state.log.resume()
-        self._note("resumed", request)
+        self._note("resumed", number)
 
-    def _note(self, kind: Literal["opened", "closed", "resumed", "rebased"], request: int) -> None:
-        self._state.boundaries = [*self._state.boundaries, Boundary(kind, request)][-MAX_BOUNDARIES:]
+    def _note(self, kind: Literal["opened", "closed", "resumed", "rebased"], number: int) -> None:
+        self._state.boundaries = [*self._state.boundaries, Boundary(kind, number)][-MAX_BOUNDARIES:]
 
     def _count_degraded(self, sample: Sample) -> None:
         state = self._state
@@ -351,7 +355,7 @@ class Phases:
         state.baseline.early, state.baseline.settled = [], True
         state.rebases += 1
         state.log.close(answer.request)
-        self._note("rebased", answer.request)
+        self._note("rebased", answer.number)
         self._end_suspicion(answer.observation.ended)
         self._set(Phase.HEALTHY, None, False, answer.observation.ended, answer.sample)
         evidence = {**state.verdict.evidence, "rebased_after_requests": float(answers)}
@@ -399,3 +403,7 @@ class Phases:
                 "in_flight": float(sample.in_flight),
             }
         return {name: number for name, number in numbers.items() if number is not None}
+
+
+def _row_from(answer: Answer) -> Account:
+    return Account(onset_request=answer.request, onset_answer=answer.number)

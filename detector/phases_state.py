@@ -20,6 +20,8 @@ class PhasesState(msgspec.Struct, kw_only=True):
 
     generation: int = 0
     requests: int = 0
+    answers: int = 0
+    """All that ended, canaries included: the number of the next one."""
     verdict: Verdict = Verdict()
     baseline: Baseline = msgspec.field(default_factory=Baseline)
     log: EpisodeLog = msgspec.field(default_factory=EpisodeLog)
@@ -47,7 +49,9 @@ class PhasesState(msgspec.Struct, kw_only=True):
     """The last degraded answers, for a new reference."""
     step_rule: StreamRule = msgspec.field(default_factory=StreamRule)
     step_onset_request: int = 0
-    """Index of the answer in which the evidence of ``step_rule`` left zero."""
+    """Request in which the evidence of ``step_rule`` left zero."""
+    step_onset_answer: int = 0
+    """The same by the count of all answers."""
     detected_in: str | None = None
     """Stream in which the open episode was detected; its request index is known when it ends."""
     onset_in: str | None = None

@@ -105,10 +105,10 @@ class Watch:
         """
         if observation.generation > self._phases.generation:
             self.restart(observation.generation)
-        request = self._phases.requests
+        number = self._phases.answers
         verdict = self._phases.update(observation, self._engine)
         if observation.generation == self._phases.generation:
-            self._outlook.update(request, observation, self._phases.last_evidence_nats, self._phases.take_boundaries())
+            self._outlook.update(number, observation, self._phases.last_evidence_nats, self._phases.take_boundaries())
         self._verdict = msgspec.structs.replace(verdict, forecast=self._outlook.forecast)
         return self._verdict
 

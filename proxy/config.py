@@ -120,7 +120,7 @@ class Policy(Section, frozen=True):
     """Wait between the first canaries; later it grows."""
     max_backoff_seconds: Seconds = 60.0
     """The wait between canaries grows no further. Also the wait once their budget is used up."""
-    canary_tokens: Annotated[int, msgspec.Meta(ge=16)] = 64
+    canary_tokens: Annotated[int, msgspec.Meta(ge=16)] = 128
     """Tokens that the first six canaries ask the primary for. Each later one asks for twice as many: a cycle that
     counts tokens ends only if tokens flow."""
     canary_max_tokens: Annotated[int, msgspec.Meta(ge=16)] = 1024

@@ -28,6 +28,8 @@ SLOW_SHARE_OF_HIT_ANSWER = 0.5
 """The onset may fall anywhere in the answer."""
 EXPERIENCE_SECONDS = 1800.0
 """How fast it fades what the primary was worth, while it is not asked."""
+MIN_RETURNS = 2
+"""One collapse is no experience: after so many returns it is."""
 REQUESTS_PER_STAY = 8
 """Over so many requests the price of a move is spread."""
 
@@ -81,7 +83,13 @@ def _with_collapses(state: PolicyState, healthy: float, collapsed: float, now: f
         rate = 1 / ((1 - slow) / healthy + slow / min(healthy, collapsed))
         return rate, f", the next request is hit with probability {risk:.2f}"
     lived = state.experienced.tokens_per_second
-    if is_forecast(state) or lived is None or lived >= healthy or state.experienced_at is None:
+    if (
+        state.returns < MIN_RETURNS
+        or is_forecast(state)
+        or lived is None
+        or lived >= healthy
+        or state.experienced_at is None
+    ):
         return healthy, ""
     weight = math.exp(-max(0.0, now - state.experienced_at) / EXPERIENCE_SECONDS)
     rate = 1 / (weight / lived + (1 - weight) / healthy)

@@ -56,16 +56,9 @@ def signal_of(observation: Observation, verdict: Verdict, config: PolicyConfig) 
         decode_tokens_per_second=observation.decode_tokens_per_second,
         completion_tokens=observation.completion_tokens,
         cause=verdict.cause,
-        remedies=_remedies(verdict),
+        remedies=frozenset(verdict.remedies),
         forecast=verdict.forecast,
     )
-
-
-def _remedies(verdict: Verdict) -> frozenset[str]:
-    """What the diagnosis allows; where there is none, what its cause usually does."""
-    if verdict.why:
-        return frozenset(verdict.remedies)
-    return restarts.REMEDIES.get(verdict.cause, frozenset()) if verdict.cause else frozenset()
 
 
 def _event_of(observation: Observation, verdict: Verdict, config: PolicyConfig) -> Event | None:
@@ -168,7 +161,7 @@ def _enter(state: PolicyState, row: Transition, now: float, config: PolicyConfig
     if left:
         changes |= {"stragglers_before": now, "healthy_canaries": 0}
     if row.target is State.PRIMARY:
-        changes["wake_at"] = None
+        changes |= {"wake_at": None, "returns": state.returns + 1}
     elif row.target is State.FALLBACK and (row.source is not State.FALLBACK or row.event is Event.PRIMARY_RESTARTED):
         first = row.source in (State.PRIMARY, State.RESTARTING) or row.event is Event.PRIMARY_RESTARTED
         wait = config.dwell_seconds if first else 0.0

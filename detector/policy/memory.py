@@ -9,15 +9,13 @@ import msgspec
 
 from detector.policy import canaries, restarts
 from detector.policy.config import PolicyConfig
-from detector.policy.state import BackendView, Pace, PolicyState, Signal
+from detector.policy.state import BackendView, PolicyState, Signal
 from detector.policy.transitions import Event, State
 
 DELIVERED_MEMORY_SECONDS: Final = 600.0
 """Decode time over which what clients got is remembered: some cycles of the published kind."""
 ANSWER_MEMORY: Final = 0.9
 EXPERIENCE_MEMORY: Final = 0.95
-EXPERIENCE_FIRST_ANSWERS: Final = 8
-"""The first answer counts as so many: one collapse in a short history is no reason to give a backend up."""
 
 CANARY_RESULTS: Final = frozenset({Event.CANARY_HEALTHY, Event.CANARY_DEGRADED, Event.CANARY_FAILED})
 _HEALTHY: Final = frozenset(
@@ -124,8 +122,7 @@ def answered(state: PolicyState, signal: Signal, now: float, config: PolicyConfi
         delivered = delivered.plus(tokens, rate, math.exp(-tokens / rate / DELIVERED_MEMORY_SECONDS))
     changes: dict[str, object] = {"answer_tokens": mean, "delivered": delivered}
     if signal.event in _ABOUT_PRIMARY or signal.backend == config.primary:
-        known = state.experienced if state.experienced.seconds else Pace().plus(EXPERIENCE_FIRST_ANSWERS * tokens, rate)
-        changes["experienced"] = known.plus(tokens, rate, EXPERIENCE_MEMORY)
+        changes["experienced"] = state.experienced.plus(tokens, rate, EXPERIENCE_MEMORY)
         changes["experienced_at"] = now
     return msgspec.structs.replace(state, **changes)
 

@@ -13,13 +13,7 @@ import msgspec
 from detector.policy.config import Level, PolicyConfig
 from detector.policy.cost import collapsed_rate, healthy_rate, is_fresh
 from detector.policy.state import PolicyState
-from detector.verdict import Cause
 
-REMEDIES: dict[Cause, frozenset[str]] = {
-    Cause.ACCEPTANCE_COLLAPSE: frozenset({"restart", "lower_num_speculative_tokens", "speculation_off"}),
-    Cause.DEGENERATE_OUTPUT: frozenset({"restart"}),
-}
-"""What a restart may cure. Other causes are not the drafter's: a lower K would only cost."""
 MAX_BACKOFF_SECONDS = 6 * 3600.0
 
 

@@ -80,6 +80,8 @@ class PolicyState(msgspec.Struct, frozen=True, kw_only=True):
     """What clients got lately, from whichever backend."""
     experienced: Pace = Pace()
     """What they got from the primary whenever it had been thought healthy, the answers that a collapse hit included."""
+    returns: int = 0
+    """How often traffic came back to the primary."""
     experienced_at: float | None = None
     """Monotonic seconds of the last of these answers."""
 

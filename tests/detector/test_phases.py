@@ -23,7 +23,7 @@ def judged(contents, clock):
 
 def test_boundaries_are_taken_once(clock):
     phases = judged([CHAT] * 10 + [DEAD] * 3 + [CHAT] * 2, clock)
-    assert [(one.kind, one.request) for one in phases.take_boundaries()] == [("opened", 10), ("closed", 13)]
+    assert [(one.kind, one.answer) for one in phases.take_boundaries()] == [("opened", 10), ("closed", 13)]
     assert phases.take_boundaries() == []
 
 

@@ -278,7 +278,7 @@ def stays(rates, hit_rate, seconds_apart=40.0):
         now += seconds_apart
         event = Event.PRIMARY_DEGRADED if rate == hit_rate else Event.PRIMARY_HEALTHY
         state, _ = run([(now, answer(event, rate))], ALONE, state)
-    return now, msgspec.structs.replace(state, state=State.PROBING, fallback="plain", canary_sent_at=now)
+    return now, msgspec.structs.replace(state, state=State.PROBING, fallback="plain", canary_sent_at=now, returns=2)
 
 
 @pytest.mark.parametrize(("rates", "expected"), [([220.0] * 6, State.PRIMARY), ([220.0], State.FALLBACK)])
