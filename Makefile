@@ -35,7 +35,7 @@ engine: $(VENV)/.installed  ## a real vLLM with DFlash on this CPU, and the end-
 	tests/engine/setup.sh install
 	$(BIN)/pytest -m engine $(ARGS)
 
-engine-kill: $(VENV)/.installed  ## the ways a real vLLM dies, one start for each: about 6 minutes
+engine-kill: $(VENV)/.installed  ## what needs an engine start for each test, the ways a real vLLM dies above all: about 20 minutes
 	tests/engine/setup.sh install
 	$(BIN)/pytest -m engine_kill $(ARGS)
 

@@ -378,7 +378,7 @@ class Phases:
             degraded=degraded,
             since=before.since if phase is before.phase else at,
             why=diagnosis.why if diagnosis is not None else "",
-            remedies=tuple(diagnosis.remedies) if diagnosis is not None else (),
+            remedies=tuple(remedy.value for remedy in diagnosis.remedies) if diagnosis is not None else (),
             evidence=self._evidence(sample),
         )
 

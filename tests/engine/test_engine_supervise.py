@@ -6,7 +6,7 @@ import pytest
 
 from tests.engine.supervise import STEPS, lost, run
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.engine_kill, pytest.mark.timeout(1200)]
 
 
 async def test_the_ladder_on_a_real_engine(installed_engine: None) -> None:
