@@ -1,0 +1,83 @@
+"""The period of a cycle: onset to onset on one clock, with a confidence interval for its mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+import msgspec
+import numpy as np
+
+from detector.stats.clocks import Clock, ClockReading
+
+T_QUANTILES = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.16,
+    2.145,
+    2.131,
+    2.12,
+    2.11,
+    2.101,
+    2.093,
+    2.086,
+    2.08,
+    2.074,
+    2.069,
+    2.064,
+    2.06,
+    2.056,
+    2.052,
+    2.048,
+    2.045,
+    2.042,
+    2.04,
+)
+"""97.5 % quantiles of Student's t with 1, 2, 3, ... degrees of freedom; a table, because scipy costs 25 MB."""
+OUTLIER_FACTOR, OUTLIER_DEVIATIONS = 1.6, 8.0
+"""Gaps so many times longer or shorter than the median, and so many (robust) deviations away from it, come from onsets
+that were missed or invented."""
+
+
+class Period(msgspec.Struct, frozen=True, kw_only=True):
+    """Mean length of a cycle, in units of its clock, and the 95 % confidence interval of that mean."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def period_of(gaps: Sequence[ClockReading], clock: Clock) -> Period | None:
+    """The period from onset-to-onset gaps; None with fewer than two.
+
+    An onset is only known to within the answer it fell into. Consecutive gaps share their onsets, so these roundings
+    cancel in the sum but for the two ends: half an answer each, over n gaps. The rest is Student's t.
+    """
+    lengths = [(length, gap.requests) for gap in gaps if (length := gap.on(clock)) is not None and length > 0]
+    if len(lengths) < 2:
+        return None
+    middle = median(length for length, _ in lengths)
+    usual = OUTLIER_DEVIATIONS * 1.4826 * median(abs(length - middle) for length, _ in lengths)
+    low, high = min(middle / OUTLIER_FACTOR, middle - usual), max(middle * OUTLIER_FACTOR, middle + usual)
+    kept = [one for one in lengths if low <= one[0] <= high]
+    if len(kept) < 2:
+        return None
+    values = [length for length, _ in kept]
+    estimate, count = float(np.mean(values)), len(values)
+    answer = float(np.mean([length / requests for length, requests in kept if requests]))
+    rounding = 0.0 if clock is Clock.REQUESTS else answer / count
+    spread = (
+        T_QUANTILES[min(count - 1, len(T_QUANTILES)) - 1] * float(np.std(values, ddof=1)) / math.sqrt(count) + rounding
+    )
+    return Period(estimate=estimate, low=max(0.0, estimate - spread), high=estimate + spread)

@@ -1,0 +1,183 @@
+"""Where in its cycle a backend probably is, and when it will probably turn: a hidden semi-Markov filter.
+
+The hidden state is the phase, healthy or degraded, and the answer after which it began (Yu 2010, explicit-duration
+hidden Markov models). Keeping beginnings instead of elapsed counts gives the elapsed time on every clock at once. How
+long phases last is learned from complete runs; evidence of each answer comes from outside, as a log likelihood ratio.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from detector.stats.clocks import UNKNOWN, ZERO, Clock, ClockReading
+from detector.stats.run_history import RunHistory
+from detector.stats.run_law import DEGRADED_SIGNATURE, HEALTHY_SIGNATURE, RunLaw, learn_law, prior_law
+from detector.stats.runs import Run
+
+PRIOR_HEALTHY_REQUESTS, PRIOR_DEGRADED_REQUESTS = 300.0, 10.0
+"""Median lengths of the runs of a backend of which nothing is known, beside the published cycle."""
+MAX_BEGINNINGS = 24
+NEGLIGIBLE = 1e-4
+"""A beginning less probable than this is forgotten."""
+MAX_NATS = 9.0
+"""Evidence of one answer, either way; no answer is surer than this."""
+CLOCK_PRIOR = {
+    Clock.REQUESTS: math.log(0.4),
+    Clock.TOKENS: math.log(0.2),
+    Clock.STEPS: math.log(0.1),
+    Clock.KV_BLOCKS: math.log(0.1),
+    Clock.SECONDS: math.log(0.2),
+}
+
+
+class Beginning(msgspec.Struct, kw_only=True):
+    """One hypothesis: the phase under way, and what the clocks did since its first answer."""
+
+    degraded: bool
+    probability: float
+    elapsed: ClockReading
+    """All unknown where the phase began before the watch did."""
+
+
+class RegimeState(msgspec.Struct, kw_only=True):
+    """Everything that a Regime remembers; bounded."""
+
+    healthy_runs: RunHistory = msgspec.field(default_factory=RunHistory)
+    degraded_runs: RunHistory = msgspec.field(default_factory=RunHistory)
+    beginnings: list[Beginning] = msgspec.field(
+        default_factory=lambda: [Beginning(degraded=False, probability=1.0, elapsed=UNKNOWN)]
+    )
+
+
+class Regime:
+    """Filters the phase of one backend and predicts its turns.
+
+    ``update`` for every answer with evidence, ``learn`` for every complete run (``stats.runs``).
+    """
+
+    def __init__(self, state: RegimeState | None = None) -> None:
+        self.state = state or RegimeState()
+        """To be stored; a filter made from it goes on where this one was."""
+        self._healthy = Durations(self.state.healthy_runs, HEALTHY_SIGNATURE, PRIOR_HEALTHY_REQUESTS)
+        self._degraded = Durations(self.state.degraded_runs, DEGRADED_SIGNATURE, PRIOR_DEGRADED_REQUESTS)
+
+    @property
+    def degraded_probability(self) -> float:
+        """Probability that the last answer was degraded."""
+        return min(1.0, sum(one.probability for one in self.state.beginnings if one.degraded))
+
+    def update(self, evidence_nats: float, advance: ClockReading) -> float:
+        """Take one answer in; returns ``degraded_probability``.
+
+        evidence_nats: log of P(what was seen | degraded) / P(what was seen | healthy); 0 where nothing was seen.
+        advance: what the answer added to the clocks.
+        """
+        weight = math.exp(max(-MAX_NATS, min(MAX_NATS, evidence_nats)))
+        after: list[Beginning] = []
+        turned = {False: 0.0, True: 0.0}
+        for one in self.state.beginnings:
+            turn = self._durations(one.degraded).turn_probability(one.elapsed, advance)
+            turned[not one.degraded] += one.probability * turn
+            stays = one.probability * (1 - turn) * (weight if one.degraded else 1.0)
+            after.append(Beginning(degraded=one.degraded, probability=stays, elapsed=one.elapsed.plus(advance)))
+        after.append(Beginning(degraded=True, probability=turned[True] * weight, elapsed=ZERO))
+        after.append(Beginning(degraded=False, probability=turned[False], elapsed=ZERO))
+        self.state.beginnings = _kept(after)
+        return self.degraded_probability
+
+    def onset_probability(self, advance: ClockReading) -> float:
+        """Probability that the backend is healthy now and collapses while the clocks advance by this much."""
+        return sum(
+            one.probability * self._healthy.turn_probability(one.elapsed, advance)
+            for one in self.state.beginnings
+            if not one.degraded
+        )
+
+    def next_degraded_probability(self, advance: ClockReading) -> float:
+        """Probability that the next answer is degraded; ``advance`` is what it will probably add to the clocks."""
+        stays = sum(
+            one.probability * (1 - self._degraded.turn_probability(one.elapsed, advance))
+            for one in self.state.beginnings
+            if one.degraded
+        )
+        return stays + self.onset_probability(advance)
+
+    def degraded_within(self, advance: ClockReading) -> float:
+        """Probability that the backend is degraded now or collapses while the clocks advance by this much.
+
+        For N tokens or N seconds, ``BackendClocks.advance_for`` says what the other clocks do meanwhile.
+        """
+        return self.degraded_probability + self.onset_probability(advance)
+
+    def learn(self, run: Run, *, degraded: bool) -> None:
+        """Take one complete run in."""
+        self._durations(degraded).learn(run)
+
+    def restart(self) -> None:
+        """The backend was launched anew: healthy, for all that is known. What was learned stays."""
+        self.state.beginnings = RegimeState().beginnings
+
+    def _durations(self, degraded: bool) -> Durations:
+        return self._degraded if degraded else self._healthy
+
+
+class Durations:
+    """How long one phase lasts: one law for each clock, weighted by how well that clock predicted the past runs."""
+
+    def __init__(self, history: RunHistory, signature: dict[float, float], prior_requests: float) -> None:
+        self._history, self._signature, self._prior_requests = history, signature, prior_requests
+        self._refresh()
+
+    def learn(self, run: Run) -> None:
+        """Take one complete run of this phase in."""
+        self._history.add(run, self._scored)
+        self._refresh()
+
+    def turn_probability(self, elapsed: ClockReading, advance: ClockReading) -> float:
+        """Probability that the phase ends while the clocks advance, given that it lasted until now."""
+        ends = lasts = 0.0
+        for clock, (law, weight) in self._laws.items():
+            since, more = elapsed.on(clock), advance.on(clock)
+            if since is None or more is None:
+                continue
+            below = law.below(since)
+            lasts += weight * (1 - below)
+            ends += weight * (law.below(since + more) - below)
+        if lasts > 0:
+            return min(1.0, ends / lasts)
+        requests = 1.0 if advance.requests is None else advance.requests
+        return 1 - math.exp(-requests / self._mean_requests())
+
+    def _mean_requests(self) -> float:
+        runs = self._history.intervals.get(Clock.REQUESTS, [])
+        return (self._prior_requests + sum(high for _, high in runs)) / (1 + len(runs))
+
+    def _refresh(self) -> None:
+        self._scored = self._history.laws()
+        laws = dict(self._scored)
+        requests = self._history.intervals.get(Clock.REQUESTS)
+        laws[Clock.REQUESTS] = (
+            learn_law(requests, self._signature) if requests else prior_law(self._prior_requests, self._signature)
+        )
+        scores = {clock: CLOCK_PRIOR[clock] + self._history.scores.get(clock, 0.0) for clock in laws}
+        best = max(scores.values())
+        weights = {clock: math.exp(score - best) for clock, score in scores.items()}
+        self._laws: dict[Clock, tuple[RunLaw, float]] = {
+            clock: (law, weights[clock] / sum(weights.values()))
+            for clock, law in laws.items()
+            if weights[clock] > NEGLIGIBLE or clock is Clock.REQUESTS
+        }
+
+
+def _kept(beginnings: list[Beginning]) -> list[Beginning]:
+    """The probable ones, summing to 1."""
+    total = sum(one.probability for one in beginnings)
+    likely = [one for one in beginnings if one.probability >= NEGLIGIBLE * total]
+    likely.sort(key=lambda one: one.probability, reverse=True)
+    kept = likely[:MAX_BEGINNINGS]
+    share = sum(one.probability for one in kept)
+    for one in kept:
+        one.probability /= share
+    return kept
