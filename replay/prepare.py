@@ -15,7 +15,7 @@ from replay.prompts import Calibration, SyntheticPrompts
 from replay.recorded import Exchange
 from replay.run import Job
 from replay.schedule import Schedule, Send, plan, recorded_concurrency
-from replay.target import calibrate
+from replay.target import calibrate, count_tokens
 
 PromptMode = Literal["auto", "recorded", "synthetic"]
 
@@ -69,7 +69,7 @@ async def prepare(
     for index, exchange in enumerate(exchanges):
         source = synthetic[exchange.request.facts.route] if made_up[index] else None
         try:
-            jobs[index] = _job(exchange, index, source, options, salt)
+            jobs[index] = await _job(client, exchange, index, source, options, salt)
         except Unplayable as error:
             skipped[str(error)] += 1
     return Prepared(
@@ -93,8 +93,18 @@ async def _calibration(client: TargetClient, options: ReplayOptions, route: str)
     return await calibrate(client, options.overrides.model, chat=route == "chat")
 
 
-def _job(exchange: Exchange, index: int, synthetic: SyntheticPrompts | None, options: ReplayOptions, salt: str) -> Job:
+async def _job(
+    client: TargetClient,
+    exchange: Exchange,
+    index: int,
+    synthetic: SyntheticPrompts | None,
+    options: ReplayOptions,
+    salt: str,
+) -> Job:
     body = make_body(exchange, index, synthetic, options.overrides)
+    if synthetic is not None and (counted := await count_tokens(client, body)) is not None:
+        synthetic.correct(index, counted)
+        body = make_body(exchange, index, synthetic, options.overrides)
     if options.cache == "salt":
         body["cache_salt"] = f"{salt}-{index}"
     return Job(

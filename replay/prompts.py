@@ -88,10 +88,16 @@ class SyntheticPrompts:
             if (characters := sum(piece.characters for piece in pieces))
         ]
         self._words_per_character = median(ratios) if ratios else 1 / CHARACTERS_PER_TOKEN
+        self._more_words: dict[int, int] = {}
 
     def wanted_tokens(self, index: int) -> int:
         """Tokens that the prompt should have."""
         return round(self._tokens[index])
+
+    def correct(self, index: int, counted_tokens: int) -> None:
+        """Lengthen or shorten the end of a prompt that was found to have so many tokens."""
+        missing = (self._tokens[index] - counted_tokens) / self._calibration.per_word
+        self._more_words[index] = self._more_words.get(index, 0) + round(missing)
 
     def text(self, index: int) -> str:
         """The prompt as one text, for the completions route."""
@@ -113,7 +119,7 @@ class SyntheticPrompts:
 
     def _parts(self, index: int, messages: int) -> list[tuple[str, list[str]]]:
         """(chat role, words) of each part."""
-        total = self._calibration.words(self._tokens[index], messages)
+        total = max(1, self._calibration.words(self._tokens[index], messages) + self._more_words.get(index, 0))
         words = self._words(index, total)
         parts = self._prompts[index].parts
         if not parts:

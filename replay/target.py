@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import shlex
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -17,8 +17,8 @@ from detector.tap.promtext import parse
 from replay.client import TargetClient
 from replay.prompts import WORDS, Calibration
 
-_PROBES = ((1, 40), (1, 240), (3, 240))
-"""(messages, words) of the prompts whose tokens are counted."""
+_PROBES = ((1, 1), (1, 3), (3, 3))
+"""(messages, times all WORDS) of the prompts whose tokens are counted: each word counts as often as any other."""
 _COMMAND_TIMEOUT_SECONDS = 600.0
 
 
@@ -90,12 +90,17 @@ async def engine_sample(client: TargetClient) -> EngineSample | None:
 async def calibrate(client: TargetClient, model: str | None, *, chat: bool) -> Calibration:
     """Count the tokens of three made-up prompts and fit the calibration to them.
 
-    vLLM's ``/tokenize`` counts without generating. Elsewhere it takes three requests of one token each.
-    Raises TargetRefuses where neither tells.
+    Where ``count_tokens`` cannot tell, it takes three requests of one token each. Raises TargetRefuses where their
+    usage does not tell either, and TargetUnreachable.
     """
-    counts = [await _count(client, model, chat, messages, words) for messages, words in _PROBES]
-    rows = [(1.0, float(messages) if chat else 0.0, float(words)) for messages, words in _PROBES]
-    (base, per_message, per_word), *_ = np.linalg.lstsq(np.array(rows), np.array(counts, dtype=float), rcond=None)
+    counts, rows = [], []
+    for messages, rounds in _PROBES:
+        text = WORDS * rounds
+        body = _probe(model, chat, messages, text)
+        counted = await count_tokens(client, body)
+        counts.append(float(await _usage_of(client, body) if counted is None else counted))
+        rows.append((1.0, float(messages) if chat else 0.0, float(len(text))))
+    (base, per_message, per_word), *_ = np.linalg.lstsq(np.array(rows), np.array(counts), rcond=None)
     if not per_word > 0:
         raise TargetRefuses(
             f"{client.url}: longer prompts have no more tokens there ({counts}): its usage is not usable"
@@ -103,23 +108,33 @@ async def calibrate(client: TargetClient, model: str | None, *, chat: bool) -> C
     return Calibration(base=float(base), per_message=float(per_message), per_word=float(per_word))
 
 
-async def _count(client: TargetClient, model: str | None, chat: bool, messages: int, words: int) -> int:
-    text = random.Random(f"{messages}/{words}").choices(WORDS, k=words)
-    share = words // messages
-    body: dict[str, Any] = {"model": model}
-    if chat:
-        roles = ("user", "assistant")
-        body["messages"] = [
-            {"role": roles[number % 2], "content": " ".join(text[number * share : (number + 1) * share])}
-            for number in range(messages)
-        ]
-    else:
-        body["prompt"] = " ".join(text)
+async def count_tokens(client: TargetClient, body: Mapping[str, Any]) -> int | None:
+    """Tokens of a request's prompt by vLLM's ``/tokenize``, which generates nothing; None where there is no such thing.
+
+    Raises TargetUnreachable.
+    """
+    prompt = {name: body[name] for name in ("model", "messages", "prompt") if body.get(name) is not None}
     try:
-        status, answer = await client.fetch("POST", "/tokenize", body)
-        if status == 200:
-            return msgspec.json.decode(answer, type=_Counted).count
-        path = "/v1/chat/completions" if chat else "/v1/completions"
+        status, answer = await client.fetch("POST", "/tokenize", prompt)
+        return msgspec.json.decode(answer, type=_Counted).count if status == 200 else None
+    except msgspec.DecodeError:
+        return None
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise TargetUnreachable(f"{client.url}: stopped answering: {error}") from error
+
+
+def _probe(model: str | None, chat: bool, messages: int, text: Sequence[str]) -> dict[str, Any]:
+    body: dict[str, Any] = {} if model is None else {"model": model}
+    if not chat:
+        return body | {"prompt": " ".join(text)}
+    share, roles = len(text) // messages, ("user", "assistant")
+    parts = [" ".join(text[number * share : (number + 1) * share]) for number in range(messages)]
+    return body | {"messages": [{"role": roles[number % 2], "content": part} for number, part in enumerate(parts)]}
+
+
+async def _usage_of(client: TargetClient, body: dict[str, Any]) -> int:
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    try:
         status, answer = await client.fetch("POST", path, {**body, "max_tokens": 1})
         if status == 200:
             return msgspec.json.decode(answer, type=_Answer).usage.prompt_tokens
