@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from statistics import median
 from typing import Any
 
 import msgspec
@@ -87,7 +86,8 @@ class SyntheticPrompts:
             for tokens, pieces in zip(self._tokens, self._pieces, strict=True)
             if (characters := sum(piece.characters for piece in pieces))
         ]
-        self._words_per_character = median(ratios) if ratios else 1 / CHARACTERS_PER_TOKEN
+        # A low one, so that shared beginnings fit into every prompt: the end of a prompt takes what is left.
+        self._words_per_character = sorted(ratios)[len(ratios) // 10] if ratios else 1 / CHARACTERS_PER_TOKEN
         self._more_words: dict[int, int] = {}
 
     def wanted_tokens(self, index: int) -> int:
@@ -125,8 +125,7 @@ class SyntheticPrompts:
         if not parts:
             return [("user", words)]
         ends = [self._place(end) for end in accumulate(part.characters for part in parts)]
-        ends[-1] = total
-        cuts = pairwise([0, *(min(end, total) for end in ends)])
+        cuts = pairwise([0, *(min(end, total - 1) for end in ends[:-1]), total])
         found = [(_chat_role(part.role), words[start:end]) for part, (start, end) in zip(parts, cuts, strict=True)]
         return [(role, its_words) for role, its_words in found if its_words]
 
