@@ -10,7 +10,6 @@ from typing import Any
 
 import aiohttp
 import msgspec
-import numpy as np
 
 from detector.observation import EngineSample
 from detector.tap.promtext import parse
@@ -18,7 +17,9 @@ from replay.client import TargetClient
 from replay.prompts import WORDS, Calibration
 
 _PROBES = ((1, 1), (1, 3), (3, 3))
-"""(messages, times all WORDS) of the prompts whose tokens are counted: each word counts as often as any other."""
+"""(messages, times all WORDS) of the prompts whose tokens are counted: each word counts as often as any other.
+
+The second differs from the first in its words only, the third from the second in its messages only."""
 _COMMAND_TIMEOUT_SECONDS = 600.0
 
 
@@ -93,19 +94,20 @@ async def calibrate(client: TargetClient, model: str | None, *, chat: bool) -> C
     Where ``count_tokens`` cannot tell, it takes three requests of one token each. Raises TargetRefuses where their
     usage does not tell either, and TargetUnreachable.
     """
-    counts, rows = [], []
-    for messages, rounds in _PROBES:
-        text = WORDS * rounds
-        body = _probe(model, chat, messages, text)
-        counted = await count_tokens(client, body)
-        counts.append(float(await _usage_of(client, body) if counted is None else counted))
-        rows.append((1.0, float(messages) if chat else 0.0, float(len(text))))
-    (base, per_message, per_word), *_ = np.linalg.lstsq(np.array(rows), np.array(counts), rcond=None)
+    counts = [await _count(client, _probe(model, chat, messages, WORDS * rounds)) for messages, rounds in _PROBES]
+    short, long, divided = counts
+    per_word = (long - short) / (2 * len(WORDS))
+    per_message = (divided - long) / 2 if chat else 0.0
     if not per_word > 0:
         raise TargetRefuses(
             f"{client.url}: longer prompts have no more tokens there ({counts}): its usage is not usable"
         )
-    return Calibration(base=float(base), per_message=float(per_message), per_word=float(per_word))
+    return Calibration(base=short - per_message - per_word * len(WORDS), per_message=per_message, per_word=per_word)
+
+
+async def _count(client: TargetClient, body: dict[str, Any]) -> int:
+    counted = await count_tokens(client, body)
+    return await _usage_of(client, body) if counted is None else counted
 
 
 async def count_tokens(client: TargetClient, body: Mapping[str, Any]) -> int | None:
