@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from replay.compare_command import compare_command
 from replay.run_command import run_command
 
 
@@ -13,3 +14,4 @@ def replay_group() -> None:
 
 
 replay_group.add_command(run_command)
+replay_group.add_command(compare_command)
