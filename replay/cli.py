@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from replay.compare_command import compare_command
+from replay.convert_command import convert_command
 from replay.run_command import run_command
 
 
@@ -15,3 +16,4 @@ def replay_group() -> None:
 
 replay_group.add_command(run_command)
 replay_group.add_command(compare_command)
+replay_group.add_command(convert_command)

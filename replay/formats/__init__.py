@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from replay.formats import aiperf, guidellm, llama_log, mooncake, openai_batch, otlp, timed_trace, vllm_bench, vllm_log
 from replay.formats.base import HEAD_BYTES, Format, FormatError
 from replay.formats.own import CHUNK_LOG, CSV, SESSION
 from replay.recorded import Recorded
 
 __all__ = ["FORMATS", "Format", "FormatError", "named", "read_recording", "readable", "writable"]
 
-FORMATS: tuple[Format, ...] = (SESSION, CHUNK_LOG, CSV)
+FORMATS: tuple[Format, ...] = (
+    SESSION,
+    CHUNK_LOG,
+    aiperf.FORMAT,
+    openai_batch.FORMAT,
+    vllm_bench.FORMAT,
+    guidellm.FORMAT,
+    vllm_log.FORMAT,
+    llama_log.FORMAT,
+    CSV,
+    mooncake.FORMAT,
+    timed_trace.FORMAT,
+    otlp.FORMAT,
+)
 """In the order in which they are recognised: those with the clearest marks first."""
 
 
