@@ -75,14 +75,15 @@ def report(found: list[Case], seeds: int) -> str:
     enough = [case for case in found if case.truth in COLLAPSING and case.onsets >= ENOUGH_TURNS]
     right = sum(1 for case in enough if case.verdict is RIGHT[case.truth])
     wrong = sum(1 for case in enough if case.verdict not in (RIGHT[case.truth], Outcome.INCONCLUSIVE))
+    lengths = " or ".join(map(str, B_REQUESTS))
     lines = [
         "# `replay compare`: how often it is right",
         "",
         f"Written by `python -m tests.bench.replay_confusion --seeds {seeds}`. A and B are recordings of the",
         f"emulator's engine: answers of {MEAN_TOKENS:g} tokens in the mean, clients that pause; A has the published",
-        f"cycle with jitter, B what the row says. A has {A_REQUESTS} requests, B {' or '.join(map(str, B_REQUESTS))}, and "
-        f"{SLOW_REQUESTS} where it is slow all along,",
-        "times the clients on the clocks `steps` and `seconds`. `flurries`: by chance, mostly soon after one another.",
+        f"cycle with jitter, B what the row says. A has {A_REQUESTS} requests, B {lengths}, or {SLOW_REQUESTS} where",
+        "it is slow all along; times the clients on the clocks `steps` and `seconds`. `flurries`: by chance, mostly",
+        "soon after one another.",
         "",
         "| figure | measured | bar |",
         "|---|---|---|",
