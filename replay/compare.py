@@ -95,12 +95,11 @@ def _decide(a: Side, b: Side, e_value: float, chance: float, faults: Sequence[st
 
 
 def _with_cycle(a: Side, b: Side, e_value: float) -> _Decision:
-    common = [clock for clock in a.cycle.periods if clock in b.cycle.periods] if a.cycle.periods else []
-    periods = b.cycle.periods
+    common = [clock for clock in a.periods if clock in b.periods]
     agree = [
         clock
         for clock in common
-        if a.cycle.periods[clock].low <= periods[clock].high and periods[clock].low <= a.cycle.periods[clock].high
+        if a.periods[clock].low <= b.periods[clock].high and b.periods[clock].low <= a.periods[clock].high
     ]
     said = f"B collapses in a cycle (e-value {e_value:.3g})"
     if common and not agree:

@@ -80,7 +80,7 @@ def as_object(comparison: Comparison) -> dict[str, Any]:
 
 def _side_object(side: Side) -> dict[str, Any]:
     plain = {"requests": side.requests, "onsets": side.onsets, "slow_requests": side.slow_requests}
-    rest = {name: getattr(side, name) for name in ("slow_share", "rate_ratio", "healthy", "slow", "cycle")}
+    rest = {name: getattr(side, name) for name in ("slow_share", "rate_ratio", "healthy", "slow", "cycle", "periods")}
     return {**plain, **msgspec.to_builtins(rest)}
 
 
@@ -105,8 +105,7 @@ def _side_lines(name: str, side: Side) -> list[str]:
         if figures.requests:
             lines.append(f"  {phase}: {_figures(figures)}")
     periods = [
-        f"{period.estimate:.4g} {clock} ({period.low:.4g}-{period.high:.4g})"
-        for clock, period in side.cycle.periods.items()
+        f"{period.estimate:.4g} {clock} ({period.low:.4g}-{period.high:.4g})" for clock, period in side.periods.items()
     ]
     lines.append(f"  cycle: {side.cycle.verdict}, e-value {side.cycle.e_value:.3g}")
     lines += [f"    period {period}" for period in periods]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from detector.observation import Observation, Step
+from detector.stats.clocks import Clock
 from detector.stats.cycle import CycleTest, CycleVerdict
+from detector.stats.cycle_period import Period, period_of
 from detector.stats.proportion import wilson_interval
 from detector.stats.runs import Run, RunRecorder
 from detector.summary import summarise
@@ -54,6 +57,8 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     rate_ratio: Interval | None
     """Slow / healthy tokens per second; None without one of them."""
     cycle: CycleVerdict
+    periods: dict[Clock, Period]
+    """From onset to onset, whether that is a cycle or not; without a clock that has fewer than two."""
     runs: list[tuple[Run, bool]]
     """Complete runs in their order; True: slow."""
     longest_healthy: Run | None
@@ -89,6 +94,7 @@ def examine(observations: Sequence[Observation], steps: Sequence[Sequence[Step]]
         slow=slow_figures,
         rate_ratio=rate_ratio(slow_answers, healthy_answers),
         cycle=test.verdict,
+        periods=_periods(runs),
         runs=runs,
         longest_healthy=max(healthy_stretches, key=_length, default=None),
         whole=_stretch(cells),
@@ -148,6 +154,15 @@ def _runs(cells: Sequence[Cell]) -> tuple[list[tuple[Run, bool]], list[Run]]:
     if not phase:
         healthy.append(_stretch(cells[begin:]))
     return runs, [stretch for stretch in healthy if stretch is not None]
+
+
+def _periods(runs: Sequence[tuple[Run, bool]]) -> dict[Clock, Period]:
+    gaps = [
+        before.actual.plus(after.actual)
+        for (before, was_slow), (after, is_slow) in pairwise(runs)
+        if was_slow and not is_slow
+    ]
+    return {clock: period for clock in Clock if (period := period_of(gaps, clock)) is not None}
 
 
 def _stretch(cells: Sequence[Cell]) -> Run | None:
