@@ -67,7 +67,7 @@ def concave_majorant(values: Array) -> Array:
             before = blocks.pop()
             total, count = total + before[0], count + before[1]
         blocks.append((total, count))
-    slopes = np.concatenate([np.full(count, total / count) for total, count in blocks])
+    slopes = np.repeat([total / count for total, count in blocks], [count for _, count in blocks])
     return np.asarray(values[0] + np.concatenate([[0.0], np.cumsum(slopes)]), dtype=np.float64)
 
 

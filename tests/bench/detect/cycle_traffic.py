@@ -135,7 +135,6 @@ def runs(traffic: Traffic, rng: Generator) -> Iterator[tuple[Run, bool]]:
     recorder = RunRecorder()
     past: list[float] = []
     request, kind = 0, 0
-    recorder.turn(0)
     degraded, left, fresh = False, 0.0, True
     while True:
         tokens = _tokens(traffic.workload, kind, rng)
