@@ -23,9 +23,9 @@ from replay.phases import Side
 
 CYCLIC = 20.0
 """E-value from which on B counts as cyclic: where its collapses come by chance, at most once in so many."""
-LAW_STAKE = 0.15
-"""Stake of A's law against chance. It decides fastest, and its guarantee is the narrowest: most is staked elsewhere."""
-BY_CHANCE = 10.0
+LAW_STAKE = 0.3
+"""Stake of A's law against chance, which decides fastest; the rest is on the certificate, whose guarantee is wider."""
+BY_CHANCE = 5.0
 """The same for the opposite: that B's collapses do not follow A's cycle."""
 WAITED_RUNS = 3.0
 """So many of A's longest healthy stretches without a collapse, on every clock, are enough to say there is none."""
