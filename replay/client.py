@@ -17,6 +17,8 @@ from replay.session.schema import ResponseRecord, chunks_of
 
 BACKEND: Final = "target"
 """Name of the backend in the session that a replay writes."""
+KEEP_ALIVE_SECONDS: Final = 4.0
+"""vLLM closes connections that were idle for five."""
 MAX_KEPT_STEPS: Final = 8192
 """Events of one answer that are written; the rest is counted."""
 
@@ -46,7 +48,7 @@ class TargetClient:
         trace = aiohttp.TraceConfig()
         trace.on_request_headers_sent.append(_note_sent)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
             timeout=self._timeout,
             trace_configs=[trace],
             auto_decompress=False,

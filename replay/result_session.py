@@ -35,13 +35,12 @@ class ResumeError(ValueError):
     """The directory does not hold what could be resumed, or holds something that is in the way: one line."""
 
 
-def source_of(recorded: Recorded, options: ReplayOptions, url: str) -> dict[str, Any]:
+def source_of(recorded: Recorded, options: ReplayOptions) -> dict[str, Any]:
     """What a run replays and how, as the fields of its first event; a resumed run must have the same."""
     header = recorded.header
     return {
         "source_session": None if header is None else header.session_id,
         "source_requests": len(recorded.exchanges),
-        "target": Redactor().backend(BACKEND, url).name,
         "options": msgspec.to_builtins(options),
     }
 

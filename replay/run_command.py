@@ -11,6 +11,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -122,9 +123,7 @@ def run_command(
         options = _options(given)
         settings = _settings(output, given)
         recorded = read_recorded(session)
-        client = TargetClient(target, api_key=_api_key(api_key_env), timeout_seconds=timeout_seconds)
-        if not target.startswith(("http://", "https://")):
-            raise click.UsageError(f"--target: not a URL: {target!r}; it begins with http:// or https://")
+        client = TargetClient(_url(target), api_key=_api_key(api_key_env), timeout_seconds=timeout_seconds)
         outcome = asyncio.run(_replay(recorded, client, options, settings))
     except (SessionError, ResumeError, TargetRefuses, OSError) as error:
         _fail(error, 2)
@@ -162,6 +161,16 @@ def _settings(output: Path | None, given: dict[str, Any]) -> Settings:
     )
 
 
+def _url(target: str) -> str:
+    try:
+        parts = urlsplit(target)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return target
+    except ValueError:
+        pass  # a port that is no number
+    raise click.UsageError(f"--target: not a URL: {target!r}; expected http://HOST:PORT")
+
+
 def _api_key(variable: str | None) -> str | None:
     if variable is None:
         return None
@@ -180,7 +189,7 @@ async def _replay(recorded: Recorded, client: TargetClient, options: ReplayOptio
     exchanges = recorded.exchanges[: options.requests]
     if not exchanges:
         raise SessionError("the session holds no request: nothing to replay")
-    source = result_session.source_of(recorded, options, client.url)
+    source = result_session.source_of(recorded, options)
     resumed = result_session.read_resumed(settings.directory, source) if settings.resume else None
     if resumed is None:
         result_session.check_new(settings.directory)
@@ -189,6 +198,8 @@ async def _replay(recorded: Recorded, client: TargetClient, options: ReplayOptio
         model = await _model(client, options.overrides.model, exchanges[0].request.facts.model)
         options = msgspec.structs.replace(options, overrides=msgspec.structs.replace(options.overrides, model=model))
         prepared = await prepare(exchanges, options, client, salt=f"{session_id}-{time.time_ns():x}")
+        if not prepared.jobs:
+            raise SessionError(f"no request can be sent: {'; '.join(prepared.skipped)}")
         done = resumed.done if resumed else set()
         tally = Tally(total=len(prepared.jobs.keys() - done), skipped=prepared.skipped)
         if options.cache == "reset" and not done:

@@ -229,6 +229,14 @@ async def test_a_target_that_is_not_there_is_exit_3(source: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+async def test_a_run_in_which_nothing_can_be_sent_is_bad_input(source: Path, tmp_path: Path) -> None:
+    async with serving(Emulator("healthy", time_scale=0)) as url:
+        ran = await replay(source, "--target", url, "-o", tmp_path / "out", "--prompts", "recorded")
+    assert ran.exit_code == 2
+    assert ran.stderr == "specbreaker replay run: no request can be sent: its text was not recorded\n"
+    assert not (tmp_path / "out").exists()
+
+
 async def test_the_only_model_of_the_target_is_taken(source: Path, tmp_path: Path) -> None:
     async with serving(Emulator("healthy", time_scale=0, model="renamed")) as url:
         ran = await replay(source, "--target", url, "-o", tmp_path / "out", *NEVER_LATE)
@@ -254,6 +262,7 @@ async def test_a_key_is_taken_from_the_environment_only(
     [
         (["missing"], "missing: cannot be read"),
         (["SOURCE", "--target", "localhost:1"], "--target: not a URL"),
+        (["SOURCE", "--target", "http://localhost:port"], "--target: not a URL"),
         (["SOURCE", "--resume"], "--resume: needs --output"),
         (["SOURCE", "--concurrency", "3"], "--concurrency: only with --schedule closed"),
         (["SOURCE", "--reset-command", "true"], "--reset-command: only with --cache reset"),
