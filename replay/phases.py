@@ -79,7 +79,7 @@ def examine(observations: Sequence[Observation], steps: Sequence[Sequence[Step]]
     slow_answers = [answers[index] for index, is_slow in enumerate(slow) if is_slow and index not in onsets]
     slow_answers = slow_answers or [answers[index] for index in sorted(onsets) if index < len(answers)]
     healthy_figures, slow_figures = figures(healthy_answers), figures(slow_answers)
-    cells = cells_of(answers, slow, its_steps, healthy_figures.tokens_per_second, slow_figures.tokens_per_second)
+    cells = cells_of(answers, slow, its_steps)
     runs, healthy_stretches = _runs(cells)
     test = CycleTest()
     for run, degraded in runs:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from statistics import median
 
 import msgspec
 
@@ -42,24 +43,17 @@ class _Segment(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens per second of this stream."""
 
 
-def cells_of(
-    answers: Sequence[Observation],
-    slow: Sequence[bool],
-    steps: Sequence[Sequence[Step]],
-    healthy_rate: float | None,
-    slow_rate: float | None,
-) -> list[Cell]:
+def cells_of(answers: Sequence[Observation], slow: Sequence[bool], steps: Sequence[Sequence[Step]]) -> list[Cell]:
     """The cells of one backend's answers, which come in the order of their ends.
 
-    slow: which answers are. Rates, tokens per second: of the healthy and of the slow answers; None: there are none.
+    slow: which answers are. steps: the events of each answer; none at all where they are not known.
     """
     segments = [_segments(answer, its_steps) for answer, its_steps in zip(answers, steps, strict=False)]
-    known = sum(1 for its in segments if its)
-    if healthy_rate is None or slow_rate is None or not answers or known < KNOWN_SHARE * len(answers):
+    threshold = _threshold(segments, slow)
+    if threshold is None or sum(1 for its in segments if its) < KNOWN_SHARE * len(answers):
         clocks = BackendClocks()
         advances = [clocks.update(answer) for answer in answers]
         return [Cell(advance, its) for advance, its in zip(advances, slow, strict=True) if advance is not None]
-    threshold = math.sqrt(healthy_rate * slow_rate)
     by_time = sorted((segment for its in segments for segment in its), key=lambda segment: segment.ended)
     by_arrival = sorted(by_time, key=lambda segment: (segment.arrived, segment.ended))
     ordered, phases = by_time, _phases(by_time, threshold)
@@ -68,6 +62,19 @@ def cells_of(
     if _changes(_phases(by_arrival, threshold)) < _changes(phases):
         ordered, phases = by_arrival, _phases(by_arrival, threshold)
     return [Cell(advance, its) for advance, its in zip(_advances(ordered), phases, strict=True)]
+
+
+def _threshold(segments: Sequence[Sequence[_Segment]], slow: Sequence[bool]) -> float | None:
+    """Tokens per second between the healthy and the slow; None without one of them.
+
+    From the events themselves: an engine's own rates need not agree with the times at which its events came.
+    """
+    rates: tuple[list[float], list[float]] = ([], [])
+    for its, is_slow in zip(segments, slow, strict=False):
+        rates[is_slow].extend(segment.rate for segment in its)
+    if not rates[False] or not rates[True]:
+        return None
+    return math.sqrt(median(rates[False]) * median(rates[True]))
 
 
 def _segments(answer: Observation, steps: Sequence[Step]) -> list[_Segment]:

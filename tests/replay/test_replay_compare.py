@@ -135,9 +135,13 @@ def test_the_order_of_the_answers_does_not_matter() -> None:
 # ---- the timeline ----------------------------------------------------------------------------------------------------
 
 
+def slow_answers(observations: list[Observation]) -> list[bool]:
+    return [(one.acceptance_length or 0.0) < 1.9 for one in observations]
+
+
 def test_cells_cover_the_answers_they_were_cut_from() -> None:
     observations, steps = traffic("cycle")
-    cells = cells_of(observations, [False] * len(observations), steps, 219.0, 61.0)
+    cells = cells_of(observations, slow_answers(observations), steps)
     total = {clock: sum(cell.advance.clocks.on(clock) or 0.0 for cell in cells) for clock in Clock}
     assert total[Clock.REQUESTS] == pytest.approx(len(observations))
     assert total[Clock.TOKENS] == sum(one.completion_tokens or 0 for one in observations)
@@ -147,16 +151,28 @@ def test_cells_cover_the_answers_they_were_cut_from() -> None:
     assert len(cells) > total[Clock.STEPS] / (2 * SEGMENT_STEPS)
 
 
+def test_events_that_come_at_another_pace_than_the_engine_tells_are_cut_alike() -> None:
+    """As from an emulator in fast motion: the times of events, not the engine's rates, say which segment is slow."""
+    observations, steps = traffic("cycle")
+    fast = [
+        [Step(one.started + (step.at - one.started) / 10, step.tokens) for step in its]
+        for one, its in zip(observations, steps, strict=True)
+    ]
+    slow = slow_answers(observations)
+    usual, hurried = cells_of(observations, slow, steps), cells_of(observations, slow, fast)
+    assert [cell.slow for cell in hurried] == [cell.slow for cell in usual]
+
+
 def test_without_events_each_answer_is_a_cell() -> None:
     observations, _ = traffic("cycle")
     slow = [index % 3 == 0 for index in range(len(observations))]
-    cells = cells_of(observations, slow, [], 219.0, 61.0)
+    cells = cells_of(observations, slow, [])
     assert [cell.slow for cell in cells] == slow
 
 
 def test_what_runs_at_once_is_put_in_the_order_of_time() -> None:
     observations, steps = traffic("cycle", clients=4)
-    slow = [cell.slow for cell in cells_of(observations, [False] * len(observations), steps, 219.0, 61.0)]
+    slow = [cell.slow for cell in cells_of(observations, slow_answers(observations), steps)]
     changes = sum(1 for one, following in pairwise(slow) if one != following)
     assert changes == pytest.approx(2 * 70 / 9.5, abs=4)  # two a cycle, however many ran at once
 
