@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from statistics import median
+from statistics import fmean
 
 import msgspec
 
@@ -19,6 +19,8 @@ from detector.stats.clocks import KV_BLOCK_TOKENS, Advance, BackendClocks, Clock
 
 SEGMENT_STEPS = 32
 """Verify steps of a segment: few enough to place an onset, enough to tell the phases apart."""
+MAX_ROUNDS = 50
+"""Of 2-means, which usually settles in a few."""
 KNOWN_SHARE = 0.9
 """Segments are used where this share of the answers can be cut."""
 
@@ -67,14 +69,22 @@ def cells_of(answers: Sequence[Observation], slow: Sequence[bool], steps: Sequen
 def _threshold(segments: Sequence[Sequence[_Segment]], slow: Sequence[bool]) -> float | None:
     """Tokens per second between the healthy and the slow; None without one of them.
 
-    From the events themselves: an engine's own rates need not agree with the times at which its events came.
+    From the events themselves: an engine's own rates need not agree with the times at which its events came. Halfway,
+    in logarithms, between the means of the two sides (2-means), begun where the answers' own phases put it.
     """
-    rates: tuple[list[float], list[float]] = ([], [])
+    sides: tuple[list[float], list[float]] = ([], [])
     for its, is_slow in zip(segments, slow, strict=False):
-        rates[is_slow].extend(segment.rate for segment in its)
-    if not rates[False] or not rates[True]:
-        return None
-    return math.sqrt(median(rates[False]) * median(rates[True]))
+        sides[is_slow].extend(math.log(segment.rate) for segment in its if segment.rate > 0)
+    rates = [*sides[False], *sides[True]]
+    for _ in range(MAX_ROUNDS):
+        if not sides[False] or not sides[True]:
+            return None
+        middle = (fmean(sides[False]) + fmean(sides[True])) / 2
+        moved = ([rate for rate in rates if rate >= middle], [rate for rate in rates if rate < middle])
+        if len(moved[True]) == len(sides[True]):
+            break
+        sides = moved
+    return math.exp(middle)
 
 
 def _segments(answer: Observation, steps: Sequence[Step]) -> list[_Segment]:
