@@ -25,6 +25,7 @@ from detector.policy.transitions import transition_diagram
 from detector.stats.cause_table import TABLE, Condition
 from proxy import config
 from proxy.cli import main
+from replay.formats import FORMATS
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PART: Final = re.compile(r"(<!-- generated: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -208,6 +209,20 @@ def _default(field: types.Field) -> str:
     return f"`{msgspec.json.encode(default).decode()}`"
 
 
+# ---- the formats of recordings ---------------------------------------------------------------------------------------
+
+
+def formats() -> str:
+    """A row for each format that recordings are read from or written to."""
+    carried = list(FORMATS[0].carries.__struct_fields__)
+    lines = [f"| name | what | read | written | {' | '.join(carried)} |", "|" + "---|" * (4 + len(carried))]
+    for one in FORMATS:
+        marks = [one.read is not None, one.write is not None, *(getattr(one.carries, name) for name in carried)]
+        cells = " | ".join("yes" if mark else "" for mark in marks)
+        lines.append(f"| `{one.name}` | {one.description} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "configuration": configuration,
     "continuation parameters": continuation_parameters,
@@ -220,6 +235,11 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "help supervise": lambda: help_text("supervise"),
     "help detect": lambda: help_text("detect"),
     "help emulate": lambda: help_text("emulate"),
+    "formats": formats,
+    "help replay": lambda: help_text("replay"),
+    "help replay run": lambda: help_text("replay", "run"),
+    "help replay compare": lambda: help_text("replay", "compare"),
+    "help replay convert": lambda: help_text("replay", "convert"),
     "help doctor": lambda: help_text("doctor"),
     "help config": lambda: help_text("config"),
     "help config check": lambda: help_text("config", "check"),

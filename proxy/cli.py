@@ -18,6 +18,7 @@ import uvloop
 from proxy import config, doctor, logs
 from proxy.serve import Proxy, describe, serve
 from proxy.version import VERSION
+from replay.cli import replay_group
 from replay.detect import detect_command
 from replay.emulator.cli import emulate_command
 
@@ -211,6 +212,7 @@ def doctor_command(path: str | None) -> None:
 
 main.add_command(detect_command)
 main.add_command(emulate_command)
+main.add_command(replay_group)
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,138 @@
+"""OpenTelemetry GenAI spans as OTLP JSON: one ExportTraceServiceRequest a line, as file exporters write.
+
+Names follow the semantic conventions for generative AI ("Development"); what they do not name is ``specbreaker.*``.
+The turns of a conversation share a trace. Messages are written where the session holds text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from detector.observation import Observation
+from replay.conversations import predecessors, prompts_of
+from replay.formats.base import Carries, Format, FormatError, body_of, line
+from replay.recorded import Exchange, Recorded
+
+_OPERATIONS = {"chat": "chat", "completions": "text_completion", "responses": "chat", "messages": "chat"}
+_SAMPLING = ("temperature", "top_p", "top_k", "seed", "max_tokens", "frequency_penalty", "presence_penalty")
+_CLIENT_SPAN, _ERROR = 3, 2
+
+
+def _write(recorded: Recorded) -> Iterator[bytes]:
+    exchanges = [exchange for exchange in recorded.exchanges if exchange.observation is not None]
+    if not exchanges:
+        raise FormatError("otlp needs answers, and the session holds none")
+    turns = predecessors(exchanges, prompts_of(exchanges))
+    conversations: list[str] = []
+    for index, (exchange, before) in enumerate(zip(exchanges, turns, strict=True)):
+        conversations.append(f"{index}/{exchange.request.request_id}" if before is None else conversations[before])
+    resource = {"attributes": _attributes({"service.name": "specbreaker"})}
+    for index, exchange in enumerate(exchanges):
+        span = _span(exchange, index, conversations[index])
+        scope = {"scope": {"name": "specbreaker"}, "spans": [span]}
+        yield line({"resourceSpans": [{"resource": resource, "scopeSpans": [scope]}]})
+
+
+def _span(exchange: Exchange, index: int, conversation: str) -> dict[str, Any]:
+    observation = exchange.observation
+    assert observation is not None
+    operation = _OPERATIONS.get(observation.facts.route, "text_completion")
+    begin = observation.started_unix
+    span: dict[str, Any] = {
+        "traceId": hashlib.blake2b(conversation.encode(), digest_size=16).hexdigest(),
+        "spanId": hashlib.blake2b(f"{index}/{conversation}".encode(), digest_size=8).hexdigest(),
+        "name": f"{operation} {observation.facts.model or ''}".strip(),
+        "kind": _CLIENT_SPAN,
+        "startTimeUnixNano": str(round(begin * 1e9)),
+        "endTimeUnixNano": str(round((begin + observation.ended - observation.started) * 1e9)),
+        "attributes": _attributes(
+            {"gen_ai.operation.name": operation, "gen_ai.conversation.id": conversation}
+            | _request(exchange)
+            | _response(observation)
+            | _speculation(observation)
+        ),
+    }
+    if observation.ending.failed:
+        span["status"] = {"code": _ERROR, "message": observation.ending.value}
+    return span
+
+
+def _request(exchange: Exchange) -> dict[str, Any]:
+    facts, prompt, body = exchange.request.facts, exchange.request.prompt, body_of(exchange)
+    parameters: Mapping[str, Any] = body if body is not None else prompt.parameters if prompt is not None else {}
+    found = {f"gen_ai.request.{name}": parameters.get(name) for name in _SAMPLING}
+    found |= {"gen_ai.request.model": facts.model, "gen_ai.request.stream": facts.stream}
+    if body is not None:
+        messages = body.get("messages") or [{"role": "user", "content": body.get("prompt", body.get("input", ""))}]
+        found["gen_ai.input.messages"] = msgspec.json.encode([_message(one) for one in messages]).decode()
+        if body.get("tools"):
+            found["gen_ai.tool.definitions"] = msgspec.json.encode(body["tools"]).decode()
+    return found
+
+
+def _message(message: Any) -> dict[str, Any]:
+    """A message in the conventions' shape: a role and parts."""
+    if not isinstance(message, dict):
+        return {"role": "user", "parts": [{"type": "text", "content": str(message)}]}
+    role, content = message.get("role", "user"), message.get("content")
+    if role == "tool":
+        parts: list[Any] = [{"type": "tool_call_response", "id": message.get("tool_call_id"), "response": content}]
+        return {"role": role, "parts": parts}
+    parts = []
+    if isinstance(content, str):
+        parts.append({"type": "text", "content": content})
+    elif isinstance(content, list):
+        parts += [
+            {"type": "text", "content": part["text"]} if isinstance(part, dict) and "text" in part else part
+            for part in content
+        ]
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") or {}
+        named = {"id": call.get("id"), "name": function.get("name"), "arguments": function.get("arguments")}
+        parts.append({"type": "tool_call", **named})
+    return {"role": role, "parts": parts}
+
+
+def _response(observation: Observation) -> dict[str, Any]:
+    reasons = None if observation.finish_reason is None else [observation.finish_reason]
+    return {
+        "gen_ai.response.finish_reasons": reasons,
+        "gen_ai.response.time_to_first_chunk": observation.ttft_seconds,
+        "gen_ai.usage.input_tokens": observation.prompt_tokens,
+        "gen_ai.usage.output_tokens": observation.completion_tokens,
+        "gen_ai.usage.cache_read.input_tokens": observation.cached_tokens,
+        "error.type": observation.ending.value if observation.ending.failed else None,
+    }
+
+
+def _speculation(observation: Observation) -> dict[str, Any]:
+    names = ("acceptance_length", "verify_steps", "step_seconds", "num_speculative_tokens", "decode_tokens_per_second")
+    return {f"specbreaker.{name}": getattr(observation, name) for name in names}
+
+
+def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"key": name, "value": _value(value)} for name, value in values.items() if value is not None]
+
+
+def _value(value: Any) -> dict[str, Any]:
+    if isinstance(value, bool):
+        return {"boolValue": value}
+    if isinstance(value, int):
+        return {"intValue": str(value)}  # 64-bit integers are strings in protobuf's JSON
+    if isinstance(value, float):
+        return {"doubleValue": value}
+    if isinstance(value, list):
+        return {"arrayValue": {"values": [_value(one) for one in value]}}
+    return {"stringValue": str(value)}
+
+
+FORMAT = Format(
+    name="otlp",
+    description="OpenTelemetry GenAI spans, OTLP JSON lines",
+    carries=Carries(text=True, arrival=True, lengths=True, rates=True, acceptance=True),
+    write=_write,
+)
