@@ -17,7 +17,7 @@ from detector.observation import EngineSample, Observation, Step
 from detector.phases_state import PhasesState
 from detector.stats.baseline import WINDOW
 from detector.stats.cause import Diagnosis
-from detector.stats.collapse import EDetector, Evidence, floor_of, is_late, is_low, weigh, weigh_recovery
+from detector.stats.collapse import EDetector, Evidence, is_late, is_low, weigh, weigh_recovery
 from detector.stats.sample import Sample, sample_of
 from detector.stats.stream import StreamModel, stream_model
 from detector.verdict import Cause, Episode, Phase, Verdict
@@ -362,9 +362,8 @@ class Phases:
 
     def _prepare_steps(self) -> None:
         """The step rule's model changes only with the reference and K: look it up once an answer, not once a step."""
-        floor = floor_of(self._state.baseline)
-        depth = self._state.num_speculative_tokens
-        self._model = stream_model(floor.worst_healthy, depth) if floor is not None else None
+        floor = self._state.baseline.step_floor()
+        self._model = stream_model(floor, self._state.num_speculative_tokens) if floor is not None else None
 
     def _set(self, phase: Phase, cause: Cause | None, degraded: bool, at: float, sample: Sample | None) -> None:
         before, diagnosis = self._state.verdict, self._state.diagnosis
@@ -374,7 +373,7 @@ class Phases:
             degraded=degraded,
             since=before.since if phase is before.phase else at,
             why=diagnosis.why if diagnosis is not None else "",
-            remedies=tuple(diagnosis.remedies) if diagnosis is not None else (),
+            remedies=tuple(remedy.value for remedy in diagnosis.remedies) if diagnosis is not None else (),
             evidence=self._evidence(sample),
         )
 

@@ -58,6 +58,7 @@ _SMOOTHING = (0.03, 0.12, 0.7, 0.12, 0.03)
 Array = npt.NDArray[np.float64]
 _SHARES = np.array(ACCEPTANCES)
 _PER_OVERDISPERSION = 1 / np.array(OVERDISPERSIONS)[:, None]
+_UPPER_EDGES = np.array(GRID) + GRID_STEP / 2
 _LOG_ACCEPTED, _LOG_REJECTED = np.log(_SHARES), np.log1p(-_SHARES)
 
 
@@ -156,6 +157,14 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         collapsed = float(model.shares @ (kernel @ model.collapsed))
         worst = healthy / RARE_CONTENT + FREAK * collapsed
         return _log_ratio(collapsed, worst), _log_ratio(collapsed, healthy + FREAK * collapsed)
+
+    def quantile(self, share: float) -> float:
+        """Conditional acceptance below which this share of healthy answers has its content, 0..1."""
+        model = self._model()
+        below = np.cumsum(model.shares @ model.healthy)
+        # A grid point stands for the contents half a step to each side.
+        logit = float(np.interp(share, below, _UPPER_EDGES))
+        return 1 / (1 + math.exp(-logit))
 
     def _weights(self) -> Array:
         return np.frombuffer(self.weights).reshape(len(OVERDISPERSIONS), len(GRID))
