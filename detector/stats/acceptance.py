@@ -100,6 +100,8 @@ class Acceptance(msgspec.Struct, frozen=True):
     """Draft positions that ``share`` covers: 1 for p_0, K for the acceptance length, None: K is unknown."""
     tokens: float
     """Decoded tokens of the answer."""
+    depth: int | None = None
+    """K, from which follows how many steps the tokens took; None: it is unknown."""
 
 
 class AcceptanceLaw(msgspec.Struct, kw_only=True):
@@ -199,7 +201,7 @@ _SMOOTHER = sum(share * np.eye(len(GRID), k=offset - 2) for offset, share in enu
 
 
 class _Table(NamedTuple):
-    """What a kernel needs at each grid point, for a number of draft positions."""
+    """What a kernel needs at each grid point, for a K."""
 
     steps_per_token: Array
     half_log_steps_per_token: Array
@@ -210,8 +212,8 @@ def _rows(weights: Array) -> Array:
 
 
 @lru_cache(maxsize=64)
-def _table(positions: int | None) -> _Table:
-    per_token = np.array([1 / (1 + _accepted(share, positions)) for share in ACCEPTANCES])
+def _table(depth: int | None) -> _Table:
+    per_token = np.array([1 / (1 + _accepted(share, depth)) for share in ACCEPTANCES])
     return _Table(per_token, 0.5 * np.log(per_token))
 
 
@@ -227,7 +229,7 @@ def _kernel(acceptance: Acceptance) -> Array:
     rejected = 1.0 - (0.0 if positions is None else share**positions)
     accepted = _accepted(share, positions)
     itself = rejected * math.log1p(-share) + (accepted * math.log(share) if share > 0 else 0.0)
-    table = _table(positions)
+    table = _table(acceptance.depth)
     divergence = itself - accepted * _LOG_ACCEPTED - rejected * _LOG_REJECTED
     exponent = acceptance.tokens * table.steps_per_token * divergence
     tail = TAIL * np.log1p(_PER_OVERDISPERSION * exponent / TAIL)

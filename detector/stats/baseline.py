@@ -150,7 +150,8 @@ def acceptance_of(sample: Sample) -> Acceptance | None:
     """The acceptance of an answer as its law takes it."""
     if sample.conditional_acceptance is None:
         return None
-    return Acceptance(sample.conditional_acceptance, sample.chain_length, _tokens(sample))
+    depth = sample.num_speculative_tokens or None
+    return Acceptance(sample.conditional_acceptance, sample.chain_length, _tokens(sample), depth)
 
 
 def chain_of(sample: Sample) -> Acceptance | None:
@@ -159,7 +160,7 @@ def chain_of(sample: Sample) -> Acceptance | None:
         return None
     depth = sample.num_speculative_tokens or None
     share = chain_acceptance(sample.acceptance_length - 1, depth)
-    return Acceptance(share, depth, _tokens(sample))
+    return Acceptance(share, depth, _tokens(sample), depth)
 
 
 def step_time_of(sample: Sample) -> Timed | None:
