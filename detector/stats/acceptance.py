@@ -20,10 +20,14 @@ GRID_STEP = 0.25
 GRID = tuple(-4.0 + GRID_STEP * index for index in range(33))
 """Logits of the conditional acceptances that are told apart: 0.018 to 0.982."""
 ACCEPTANCES = tuple(1 / (1 + math.exp(-logit)) for logit in GRID)
-OVERDISPERSIONS = (3.0, 5.0, 8.0, 13.0, 21.0)
-"""Verify steps that count as one independent step: content makes the steps of an answer alike. Which of these it is, is
-learned too."""
-OVERDISPERSION_PRIOR = (0.2, 0.3, 0.3, 0.15, 0.05)
+OVERDISPERSIONS = (3.0, 5.0, 8.0, 13.0, 21.0, 14.0, 28.0)
+"""Verify steps that count as one independent step in a long answer: content makes the steps of an answer alike. Which
+of these it is, is learned too."""
+WANDERS = (False, False, False, False, False, True, True)
+"""Whether content wanders slowly inside answers, so that a short one has less of it; else all answers have as much."""
+WANDER_STEPS = 60.0
+"""Correlation length of such a wander, in verify steps: with 28 as real logs have it (``stats.stream``)."""
+OVERDISPERSION_PRIOR = (0.15, 0.2, 0.2, 0.1, 0.05, 0.15, 0.15)
 UNSCORED_ANSWERS = 5
 """First answers, which are predicted from hardly anything."""
 SCORE_MEMORY = 0.998
@@ -57,7 +61,8 @@ _SMOOTHING = (0.03, 0.12, 0.7, 0.12, 0.03)
 
 Array = npt.NDArray[np.float64]
 _SHARES = np.array(ACCEPTANCES)
-_PER_OVERDISPERSION = 1 / np.array(OVERDISPERSIONS)[:, None]
+_EXCESS = np.array(OVERDISPERSIONS)[:, None] - 1
+_WANDERING = np.array(WANDERS)[:, None]
 _UPPER_EDGES = np.array(GRID) + GRID_STEP / 2
 _LOG_ACCEPTED, _LOG_REJECTED = np.log(_SHARES), np.log1p(-_SHARES)
 
@@ -231,11 +236,24 @@ def _kernel(acceptance: Acceptance) -> Array:
     itself = rejected * math.log1p(-share) + (accepted * math.log(share) if share > 0 else 0.0)
     table = _table(acceptance.depth)
     divergence = itself - accepted * _LOG_ACCEPTED - rejected * _LOG_REJECTED
-    exponent = acceptance.tokens * table.steps_per_token * divergence
-    tail = TAIL * np.log1p(_PER_OVERDISPERSION * exponent / TAIL)
-    logs = table.half_log_steps_per_token + 0.5 * np.log(_PER_OVERDISPERSION) - tail
+    steps = acceptance.tokens * table.steps_per_token
+    overdispersion = _overdispersion(steps)
+    tail = TAIL * np.log1p(steps * divergence / overdispersion / TAIL)
+    logs = table.half_log_steps_per_token - 0.5 * np.log(overdispersion) - tail
     kernel: Array = np.exp(logs - logs.max())
     return kernel
+
+
+def _overdispersion(steps: Array) -> Array:
+    """Steps that count as one, for each law and number of steps.
+
+    The mean of n values of an AR(1) with correlation length m has 2m/n (1 - m/n (1 - exp(-n/m))) times the variance of
+    one: the bracket is the share of the long answer's excess.
+    """
+    correlated = WANDER_STEPS / steps
+    share = np.where(_WANDERING, 1 - correlated * -np.expm1(-1 / correlated), 1.0)
+    counted: Array = 1 + _EXCESS * share
+    return counted
 
 
 def _accepted(share: float, positions: int | None) -> float:
