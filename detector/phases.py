@@ -327,7 +327,8 @@ class Phases:
 
     def _end_suspicion(self, at: float) -> None:
         state = self._state
-        state.detector, state.suspects, state.held, state.diagnosis = EDetector(), None, [], None
+        state.detector = EDetector(acceptance_share=state.log.acceptance_share())
+        state.suspects, state.held, state.diagnosis = None, [], None
         state.degraded_answers, state.recent, state.recovered_at = 0, [], at
 
     def _resume(self, request: int) -> None:

@@ -27,7 +27,7 @@ WANDERS = (False, False, False, False, False, True, True)
 """Whether content wanders slowly inside answers, so that a short one has less of it; else all answers have as much."""
 WANDER_STEPS = 60.0
 """Correlation length of such a wander, in verify steps: with 28 as real logs have it (``stats.stream``)."""
-OVERDISPERSION_PRIOR = (0.15, 0.2, 0.2, 0.1, 0.05, 0.15, 0.15)
+OVERDISPERSION_PRIOR = (0.2, 0.25, 0.2, 0.1, 0.05, 0.1, 0.1)
 UNSCORED_ANSWERS = 5
 """First answers, which are predicted from hardly anything."""
 SCORE_MEMORY = 0.998

@@ -48,13 +48,16 @@ class Evidence(msgspec.Struct, frozen=True):
 class EDetector(msgspec.Struct):
     """Shiryaev-Roberts e-detectors: for each factor, the sum over all onsets of the product of the e-values since.
 
-    M = (1 + M) L, arXiv 2203.03532, section 2, and the mean of both factors' M. M - (number of e-values) is a
-    supermartingale while all e-values have a conditional mean of at most 1, and so is the mean: the mean number of
-    answers to an alarm at M >= A is at least A. Two factors, since one freak in each is no collapse.
+    M = (1 + M) L, arXiv 2203.03532, section 2, and the weighted mean of both factors' M. M - (number of e-values) is a
+    supermartingale while all e-values have a conditional mean of at most 1, and so is the mean, whatever its weights
+    are as long as they stay: the mean number of answers to an alarm at M >= A is at least A. Two factors, since one
+    freak in each is no collapse.
     """
 
     acceptance: float = 0.0
     step: float = 0.0
+    acceptance_share: float = 0.5
+    """Weight of acceptance in the mean: how often it was the factor that collapsed."""
 
     def update(self, evidence: Evidence) -> float:
         """Take one answer in; returns log M."""
@@ -67,7 +70,8 @@ class EDetector(msgspec.Struct):
     @property
     def nats(self) -> float:
         """Log M, not below ``MIN_EVIDENCE``."""
-        return math.log(max((self.acceptance + self.step) / 2, math.exp(MIN_EVIDENCE)))
+        mean = self.acceptance_share * self.acceptance + (1 - self.acceptance_share) * self.step
+        return math.log(max(mean, math.exp(MIN_EVIDENCE)))
 
 
 def weigh(sample: Sample, baseline: Baseline) -> Evidence | None:

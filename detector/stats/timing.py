@@ -125,6 +125,7 @@ class TimeLaw(msgspec.Struct, kw_only=True):
             trust = 1 / (1 + SLOW_SHARE * math.exp(self._ratio(timed, slower, spread, alternative)))
         if self.answers >= FIRST_ANSWERS:
             self._learn_noise(timed, slower, spread, trust)
+            noise = max(noise, self._noise(timed))  # one of the first that is far off shows how noisy they are
             # Huber's weight: an answer far off moves the line no more than one at 2.5 spreads.
             weight = trust * min(1.0, 2.5 * spread / max(abs(slower), 1e-12))
         else:
