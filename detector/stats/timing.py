@@ -14,7 +14,7 @@ Vector = tuple[float, float, float]
 
 PRIOR_SLOPES = (0.3, 0.5)
 """Of log requests in flight, and of log(1 + context / ``CONTEXT_SCALE``), before anything is learned."""
-PRIOR_DEVIATIONS = (10.0, 0.35, 0.5)
+PRIOR_DEVIATIONS = (30.0, 0.35, 0.5)
 DRIFT = (1e-5, 1e-6, 1e-6)
 """Variance by which intercept and slopes may move from one answer to the next."""
 CONTEXT_SCALE = 20_000.0
