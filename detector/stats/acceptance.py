@@ -167,11 +167,7 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
 
     def quantile(self, share: float) -> float:
         """Conditional acceptance below which this share of healthy answers has its content, 0..1."""
-        model = self._model()
-        below = np.cumsum(model.shares @ model.healthy)
-        # A grid point stands for the contents half a step to each side.
-        logit = float(np.interp(share, below, _UPPER_EDGES))
-        return 1 / (1 + math.exp(-logit))
+        return _quantile(self.weights, self.scores, share)
 
     def _weights(self) -> Array:
         return np.frombuffer(self.weights).reshape(len(OVERDISPERSIONS), len(GRID))
@@ -191,6 +187,15 @@ def _model(weights: bytes, scores: bytes, collapses: bytes) -> _Model:
     if collapses:
         collapsed = (collapsed + np.frombuffer(collapses)) / 2
     return _Model(shares, (1 - UNSEEN) * seen + UNSEEN * unseen, collapsed)
+
+
+@lru_cache(maxsize=64)
+def _quantile(weights: bytes, scores: bytes, share: float) -> float:
+    model = _model(weights, scores, b"")
+    below = np.cumsum(model.shares @ model.healthy)
+    # A grid point stands for the contents half a step to each side.
+    logit = float(np.interp(share, below, _UPPER_EDGES))
+    return 1 / (1 + math.exp(-logit))
 
 
 def _logit(share: float) -> float:
