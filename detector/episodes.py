@@ -11,6 +11,9 @@ from detector.verdict import Cause, Episode
 
 MAX_EPISODES = 256
 """Episodes that are kept; the oldest go first."""
+FACTOR_EPISODES = 10
+"""Episodes that tell which factor is likely to be the next one's."""
+_OF_DRAFTER = (Cause.ACCEPTANCE_COLLAPSE, Cause.SPECULATION_OFF)
 
 
 class Boundary(msgspec.Struct, frozen=True):
@@ -103,6 +106,13 @@ class EpisodeLog(msgspec.Struct, kw_only=True):
     def resume(self) -> None:
         """The end was a lull: the last episode goes on."""
         self.episodes[-1].end_request = None
+
+    def acceptance_share(self) -> float:
+        """Of the last episodes, the share whose drafter failed; one of each kind is added to them (Laplace)."""
+        last = self.episodes[-FACTOR_EPISODES:]
+        failed = sum(episode.cause in _OF_DRAFTER for episode in last)
+        known = sum(episode.cause is not None and episode.cause is not Cause.UNKNOWN for episode in last)
+        return (failed + 1) / (known + 2)
 
     def _settle(self, account: Account) -> None:
         last = self.episodes[-1]

@@ -17,7 +17,7 @@ from detector.observation import EngineSample, Observation, Step
 from detector.phases_state import PhasesState
 from detector.stats.baseline import WINDOW
 from detector.stats.cause import Diagnosis
-from detector.stats.collapse import EDetector, Evidence, floor_of, is_late, is_low, weigh, weigh_recovery
+from detector.stats.collapse import EDetector, Evidence, is_late, is_low, weigh, weigh_recovery
 from detector.stats.sample import Sample, sample_of
 from detector.stats.stream import StreamModel, stream_model
 from detector.verdict import Cause, Episode, Phase, Verdict
@@ -331,7 +331,8 @@ class Phases:
 
     def _end_suspicion(self, at: float) -> None:
         state = self._state
-        state.detector, state.suspects, state.held, state.diagnosis = EDetector(), None, [], None
+        state.detector = EDetector(acceptance_share=state.log.acceptance_share())
+        state.suspects, state.held, state.diagnosis = None, [], None
         state.degraded_answers, state.recent, state.recovered_at = 0, [], at
 
     def _resume(self, number: int) -> None:
@@ -366,9 +367,8 @@ class Phases:
 
     def _prepare_steps(self) -> None:
         """The step rule's model changes only with the reference and K: look it up once an answer, not once a step."""
-        floor = floor_of(self._state.baseline)
-        depth = self._state.num_speculative_tokens
-        self._model = stream_model(floor.worst_healthy, depth) if floor is not None else None
+        floor = self._state.baseline.step_floor()
+        self._model = stream_model(floor, self._state.num_speculative_tokens) if floor is not None else None
 
     def _set(self, phase: Phase, cause: Cause | None, degraded: bool, at: float, sample: Sample | None) -> None:
         before, diagnosis = self._state.verdict, self._state.diagnosis

@@ -20,10 +20,14 @@ GRID_STEP = 0.25
 GRID = tuple(-4.0 + GRID_STEP * index for index in range(33))
 """Logits of the conditional acceptances that are told apart: 0.018 to 0.982."""
 ACCEPTANCES = tuple(1 / (1 + math.exp(-logit)) for logit in GRID)
-OVERDISPERSIONS = (3.0, 5.0, 8.0, 13.0, 21.0)
-"""Verify steps that count as one independent step: content makes the steps of an answer alike. Which of these it is, is
-learned too."""
-OVERDISPERSION_PRIOR = (0.2, 0.3, 0.3, 0.15, 0.05)
+OVERDISPERSIONS = (3.0, 5.0, 8.0, 13.0, 21.0, 14.0, 28.0)
+"""Verify steps that count as one independent step in a long answer: content makes the steps of an answer alike. Which
+of these it is, is learned too."""
+WANDERS = (False, False, False, False, False, True, True)
+"""Whether content wanders slowly inside answers, so that a short one has less of it; else all answers have as much."""
+WANDER_STEPS = 60.0
+"""Correlation length of such a wander, in verify steps: with 28 as real logs have it (``stats.stream``)."""
+OVERDISPERSION_PRIOR = (0.2, 0.25, 0.2, 0.1, 0.05, 0.1, 0.1)
 UNSCORED_ANSWERS = 5
 """First answers, which are predicted from hardly anything."""
 SCORE_MEMORY = 0.998
@@ -57,7 +61,9 @@ _SMOOTHING = (0.03, 0.12, 0.7, 0.12, 0.03)
 
 Array = npt.NDArray[np.float64]
 _SHARES = np.array(ACCEPTANCES)
-_PER_OVERDISPERSION = 1 / np.array(OVERDISPERSIONS)[:, None]
+_EXCESS = np.array(OVERDISPERSIONS)[:, None] - 1
+_WANDERING = np.array(WANDERS)[:, None]
+_UPPER_EDGES = np.array(GRID) + GRID_STEP / 2
 _LOG_ACCEPTED, _LOG_REJECTED = np.log(_SHARES), np.log1p(-_SHARES)
 
 
@@ -99,6 +105,8 @@ class Acceptance(msgspec.Struct, frozen=True):
     """Draft positions that ``share`` covers: 1 for p_0, K for the acceptance length, None: K is unknown."""
     tokens: float
     """Decoded tokens of the answer."""
+    depth: int | None = None
+    """K, from which follows how many steps the tokens took; None: it is unknown."""
 
 
 class AcceptanceLaw(msgspec.Struct, kw_only=True):
@@ -157,6 +165,10 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         worst = healthy / RARE_CONTENT + FREAK * collapsed
         return _log_ratio(collapsed, worst), _log_ratio(collapsed, healthy + FREAK * collapsed)
 
+    def quantile(self, share: float) -> float:
+        """Conditional acceptance below which this share of healthy answers has its content, 0..1."""
+        return _quantile(self.weights, self.scores, share)
+
     def _weights(self) -> Array:
         return np.frombuffer(self.weights).reshape(len(OVERDISPERSIONS), len(GRID))
 
@@ -177,6 +189,15 @@ def _model(weights: bytes, scores: bytes, collapses: bytes) -> _Model:
     return _Model(shares, (1 - UNSEEN) * seen + UNSEEN * unseen, collapsed)
 
 
+@lru_cache(maxsize=64)
+def _quantile(weights: bytes, scores: bytes, share: float) -> float:
+    model = _model(weights, scores, b"")
+    below = np.cumsum(model.shares @ model.healthy)
+    # A grid point stands for the contents half a step to each side.
+    logit = float(np.interp(share, below, _UPPER_EDGES))
+    return 1 / (1 + math.exp(-logit))
+
+
 def _logit(share: float) -> float:
     share = min(0.98, max(0.02, share))
     return math.log(share / (1 - share))
@@ -190,7 +211,7 @@ _SMOOTHER = sum(share * np.eye(len(GRID), k=offset - 2) for offset, share in enu
 
 
 class _Table(NamedTuple):
-    """What a kernel needs at each grid point, for a number of draft positions."""
+    """What a kernel needs at each grid point, for a K."""
 
     steps_per_token: Array
     half_log_steps_per_token: Array
@@ -201,8 +222,8 @@ def _rows(weights: Array) -> Array:
 
 
 @lru_cache(maxsize=64)
-def _table(positions: int | None) -> _Table:
-    per_token = np.array([1 / (1 + _accepted(share, positions)) for share in ACCEPTANCES])
+def _table(depth: int | None) -> _Table:
+    per_token = np.array([1 / (1 + _accepted(share, depth)) for share in ACCEPTANCES])
     return _Table(per_token, 0.5 * np.log(per_token))
 
 
@@ -218,13 +239,26 @@ def _kernel(acceptance: Acceptance) -> Array:
     rejected = 1.0 - (0.0 if positions is None else share**positions)
     accepted = _accepted(share, positions)
     itself = rejected * math.log1p(-share) + (accepted * math.log(share) if share > 0 else 0.0)
-    table = _table(positions)
+    table = _table(acceptance.depth)
     divergence = itself - accepted * _LOG_ACCEPTED - rejected * _LOG_REJECTED
-    exponent = acceptance.tokens * table.steps_per_token * divergence
-    tail = TAIL * np.log1p(_PER_OVERDISPERSION * exponent / TAIL)
-    logs = table.half_log_steps_per_token + 0.5 * np.log(_PER_OVERDISPERSION) - tail
+    steps = acceptance.tokens * table.steps_per_token
+    overdispersion = _overdispersion(steps)
+    tail = TAIL * np.log1p(steps * divergence / overdispersion / TAIL)
+    logs = table.half_log_steps_per_token - 0.5 * np.log(overdispersion) - tail
     kernel: Array = np.exp(logs - logs.max())
     return kernel
+
+
+def _overdispersion(steps: Array) -> Array:
+    """Steps that count as one, for each law and number of steps.
+
+    The mean of n values of an AR(1) with correlation length m has 2m/n (1 - m/n (1 - exp(-n/m))) times the variance of
+    one: the bracket is the share of the long answer's excess.
+    """
+    correlated = WANDER_STEPS / steps
+    share = np.where(_WANDERING, 1 - correlated * -np.expm1(-1 / correlated), 1.0)
+    counted: Array = 1 + _EXCESS * share
+    return counted
 
 
 def _accepted(share: float, positions: int | None) -> float:

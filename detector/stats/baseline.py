@@ -8,7 +8,7 @@ from statistics import median
 import msgspec
 
 from detector.stats.acceptance import Acceptance, AcceptanceLaw
-from detector.stats.sample import Sample
+from detector.stats.sample import Sample, chain_acceptance
 from detector.stats.timing import RATE, STEP, Timed, TimeLaw
 
 WINDOW = 50
@@ -19,6 +19,10 @@ EARLY = 40
 """First answers that are kept whole, to tell a start in the middle of a collapse."""
 ASSUMED_TOKENS = 200.0
 """Length of an answer whose length is unknown, for the weight of its acceptance."""
+LOW_SHARE = 0.1
+"""The worst class of content is taken to make up twice this share of the answers: its middle is at this quantile."""
+HIGHEST_FLOOR = 0.70
+"""The step test expects healthy content no better than this, which is prose: 2.2 accepted of 8. It may come yet."""
 ACCEPTANCE_SPLIT = 0.6
 """Nats between two groups of first answers, from which on the lower group is taken for a collapse (on log A)."""
 MAX_SPLIT_ACCEPTANCE = 0.45
@@ -49,7 +53,7 @@ class Baseline(msgspec.Struct, kw_only=True):
     first_position: AcceptanceLaw = msgspec.field(default_factory=AcceptanceLaw)
     """Of p_0."""
     chain: AcceptanceLaw = msgspec.field(default_factory=AcceptanceLaw)
-    """Of the conditional acceptance over all positions."""
+    """Of the conditional acceptance over all positions, of every answer."""
     step_seconds: TimeLaw = msgspec.field(default_factory=TimeLaw)
     token_seconds: TimeLaw = msgspec.field(default_factory=TimeLaw)
     """1 / rate."""
@@ -61,7 +65,11 @@ class Baseline(msgspec.Struct, kw_only=True):
         """Take one healthy answer into the reference."""
         acceptance = acceptance_of(sample)
         if acceptance is not None and not sample.upper_bound:
-            self.law_of(acceptance).learn(acceptance)
+            if acceptance.positions == 1:
+                self.first_position.learn(acceptance)
+            chain = chain_of(sample)
+            if chain is not None:
+                self.chain.learn(chain)
             _push(self.conditional_acceptances, acceptance.share)
             if sample.acceptance_length is not None:
                 _push(self.acceptance_lengths, sample.acceptance_length)
@@ -119,6 +127,10 @@ class Baseline(msgspec.Struct, kw_only=True):
         """The law that an acceptance follows: p_0 hardly depends on content, later positions do."""
         return self.first_position if acceptance.positions == 1 else self.chain
 
+    def step_floor(self) -> float | None:
+        """Conditional acceptance at the middle of the worst healthy content; None while it is unknown."""
+        return min(HIGHEST_FLOOR, self.chain.quantile(LOW_SHARE)) if self.chain.answers >= MIN_ANSWERS else None
+
     def usual_first_position(self) -> float | None:
         """Median p_0; None while too few answers told it."""
         return self.medians.conditional_acceptance if self.first_position.answers >= MIN_ANSWERS else None
@@ -138,10 +150,17 @@ def acceptance_of(sample: Sample) -> Acceptance | None:
     """The acceptance of an answer as its law takes it."""
     if sample.conditional_acceptance is None:
         return None
-    tokens = sample.tokens
-    if tokens is None and sample.verify_steps is not None and sample.acceptance_length is not None:
-        tokens = sample.verify_steps * sample.acceptance_length
-    return Acceptance(sample.conditional_acceptance, sample.chain_length, tokens or ASSUMED_TOKENS)
+    depth = sample.num_speculative_tokens or None
+    return Acceptance(sample.conditional_acceptance, sample.chain_length, _tokens(sample), depth)
+
+
+def chain_of(sample: Sample) -> Acceptance | None:
+    """The acceptance of an answer over all positions, p_0 known or not."""
+    if sample.acceptance_length is None:
+        return None
+    depth = sample.num_speculative_tokens or None
+    share = chain_acceptance(sample.acceptance_length - 1, depth)
+    return Acceptance(share, depth, _tokens(sample), depth)
 
 
 def step_time_of(sample: Sample) -> Timed | None:
@@ -156,6 +175,13 @@ def token_time_of(sample: Sample) -> Timed | None:
     if sample.decode_tokens_per_second is None:
         return None
     return _timed(sample, -math.log(sample.decode_tokens_per_second), sample.tokens)
+
+
+def _tokens(sample: Sample) -> float:
+    tokens = sample.tokens
+    if tokens is None and sample.verify_steps is not None and sample.acceptance_length is not None:
+        tokens = sample.verify_steps * sample.acceptance_length
+    return tokens or ASSUMED_TOKENS
 
 
 def _timed(sample: Sample, log_seconds: float, units: float | None) -> Timed:

@@ -16,12 +16,6 @@ from detector.stats.sample import Sample
 from detector.stats.timing import RATE, STEP
 from detector.verdict import Cause
 
-WORST_HEALTHY_ACCEPTANCE = 0.6
-"""Lowest conditional acceptance of healthy content (prose on a DFlash, MTP or EAGLE drafter was never seen below)."""
-WORST_HEALTHY_SHARE = 0.75
-"""A drafter whose median is low has a floor this share of its own median instead."""
-COLLAPSED_SHARE = 0.48
-"""Acceptance of a collapsed drafter as a share of the floor: 0.4 accepted tokens a step where the floor gives 1.5."""
 MIN_ACCEPTANCE = 0.1
 """A backend whose median acceptance is below this has nothing that could collapse (speculation off)."""
 OFF_ACCEPTANCE_LENGTH = 1.005
@@ -32,19 +26,6 @@ LOW_RATE_SHARE = 0.6
 MIN_EVIDENCE = -6.0
 """Nats; one answer never speaks for health more strongly, so that it cannot outweigh what comes after."""
 MAX_DETECTOR = 1e12
-
-
-class Floor(msgspec.Struct, frozen=True):
-    """The two acceptances that a drafter is judged between."""
-
-    worst_healthy: float
-    collapsed: float
-
-    def gain(self, accepted: float, rejected: float) -> float:
-        """Log likelihood ratio, collapsed against worst healthy, of so many accepted and rejected draft positions."""
-        when_accepted = math.log(self.collapsed / self.worst_healthy)
-        when_rejected = math.log((1 - self.collapsed) / (1 - self.worst_healthy))
-        return accepted * when_accepted + rejected * when_rejected
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -67,13 +48,16 @@ class Evidence(msgspec.Struct, frozen=True):
 class EDetector(msgspec.Struct):
     """Shiryaev-Roberts e-detectors: for each factor, the sum over all onsets of the product of the e-values since.
 
-    M = (1 + M) L, arXiv 2203.03532, section 2, and the mean of both factors' M. M - (number of e-values) is a
-    supermartingale while all e-values have a conditional mean of at most 1, and so is the mean: the mean number of
-    answers to an alarm at M >= A is at least A. Two factors, since one freak in each is no collapse.
+    M = (1 + M) L, arXiv 2203.03532, section 2, and the weighted mean of both factors' M. M - (number of e-values) is a
+    supermartingale while all e-values have a conditional mean of at most 1, and so is the mean, whatever its weights
+    are as long as they stay: the mean number of answers to an alarm at M >= A is at least A. Two factors, since one
+    freak in each is no collapse.
     """
 
     acceptance: float = 0.0
     step: float = 0.0
+    acceptance_share: float = 0.5
+    """Weight of acceptance in the mean: how often it was the factor that collapsed."""
 
     def update(self, evidence: Evidence) -> float:
         """Take one answer in; returns log M."""
@@ -86,16 +70,8 @@ class EDetector(msgspec.Struct):
     @property
     def nats(self) -> float:
         """Log M, not below ``MIN_EVIDENCE``."""
-        return math.log(max((self.acceptance + self.step) / 2, math.exp(MIN_EVIDENCE)))
-
-
-def floor_of(baseline: Baseline) -> Floor | None:
-    """The floor of this backend's drafter; None while it is unknown, or where nothing is drafted."""
-    median = baseline.medians.conditional_acceptance
-    if median is None or median < MIN_ACCEPTANCE:
-        return None
-    worst_healthy = min(WORST_HEALTHY_ACCEPTANCE, WORST_HEALTHY_SHARE * median)
-    return Floor(worst_healthy, COLLAPSED_SHARE * worst_healthy)
+        mean = self.acceptance_share * self.acceptance + (1 - self.acceptance_share) * self.step
+        return math.log(max(mean, math.exp(MIN_EVIDENCE)))
 
 
 def weigh(sample: Sample, baseline: Baseline) -> Evidence | None:

@@ -44,6 +44,8 @@ _TABLE = np.concatenate([[0.0], np.geomspace(1 / 32, 64.0, _POINTS)])
 _SCALES_PER_NAT = 4
 """The typical length is rounded, so that what was computed for a past run can be used again."""
 _CACHED_CELLS = 2048
+_CACHED_LAWS = 16
+"""The test for a cycle and the filter learn from the same runs."""
 
 
 def _bumps() -> tuple[Array, Array, Array]:
@@ -88,7 +90,12 @@ def learn_law(runs: Sequence[Interval], signature: dict[float, float] | None = N
 
     signature: distribution function of a law known from elsewhere, in the units of the runs.
     """
-    window = np.array(runs[-WINDOW:], dtype=np.float64)
+    return _learned(tuple(runs[-WINDOW:]), None if signature is None else tuple(signature.items()))
+
+
+@lru_cache(_CACHED_LAWS)
+def _learned(runs: tuple[Interval, ...], signature: tuple[tuple[float, float], ...] | None) -> RunLaw:
+    window = np.array(runs, dtype=np.float64)
     scale = typical_length(runs)
     low, high = window[:, 0] / scale, window[:, 1] / scale
     ages = np.arange(len(window))[::-1]
@@ -102,7 +109,7 @@ def learn_law(runs: Sequence[Interval], signature: dict[float, float] | None = N
     ]
     tables = [_memoryless_below(_TABLE, low, high), _broad(_TABLE)]
     if signature is not None:
-        lengths, shares = list(signature), list(signature.values())
+        lengths, shares = zip(*signature, strict=True)
         cells = np.interp(window[:, 1], lengths, shares) - np.interp(window[:, 0], lengths, shares)
         evidence = float(weight_of_run @ _safe_log((1 - CONTAMINATION) * cells + CONTAMINATION * broad))
         parts = [part + math.log(1 - SIGNATURE_SHARE) for part in parts]

@@ -14,7 +14,7 @@ Vector = tuple[float, float, float]
 
 PRIOR_SLOPES = (0.3, 0.5)
 """Of log requests in flight, and of log(1 + context / ``CONTEXT_SCALE``), before anything is learned."""
-PRIOR_DEVIATIONS = (10.0, 0.35, 0.5)
+PRIOR_DEVIATIONS = (30.0, 0.35, 0.5)
 DRIFT = (1e-5, 1e-6, 1e-6)
 """Variance by which intercept and slopes may move from one answer to the next."""
 CONTEXT_SCALE = 20_000.0
@@ -22,6 +22,8 @@ MIN_SPREAD = 0.04
 """Nats; a few answers that happen to agree do not make a narrower reference than this."""
 MAX_SPREAD = 0.3
 """No healthy backend is taken to be noisier than this: a collapse that went unseen must not teach otherwise."""
+FIRST_ANSWERS = 3
+"""As many as the line has numbers: they lie on it whatever their noise is."""
 PRIOR_ANSWERS = 4.0
 """Weight of ``MIN_SPREAD`` in the learned variance, in answers."""
 REFERENCE_TOKENS = 100.0
@@ -121,10 +123,13 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         trust = weight = 1.0
         if self.answers >= TRUSTED_ANSWERS:
             trust = 1 / (1 + SLOW_SHARE * math.exp(self._ratio(timed, slower, spread, alternative)))
-        if self.answers >= 3:
+        if self.answers >= FIRST_ANSWERS:
             self._learn_noise(timed, slower, spread, trust)
+            noise = max(noise, self._noise(timed))  # one of the first that is far off shows how noisy they are
             # Huber's weight: an answer far off moves the line no more than one at 2.5 spreads.
             weight = trust * min(1.0, 2.5 * spread / max(abs(slower), 1e-12))
+        else:
+            noise = MAX_SPREAD**2  # so few do not show how much answers differ
         self._learn_line(_covariates(timed), slower, noise / weight)
         self.answers += 1
 
@@ -187,7 +192,9 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         _, load, context = x
         px = [row[0] + row[1] * load + row[2] * context for row in p]
         total = px[0] + px[1] * load + px[2] * context + noise
-        self.mean = [value + gain * residual / total for value, gain in zip(self.mean, px, strict=True)]
+        intercept, *slopes = [value + gain * residual / total for value, gain in zip(self.mean, px, strict=True)]
+        # More load or context never makes a step faster; a few answers of different content may look as if.
+        self.mean = [intercept, *(max(0.0, slope) for slope in slopes)]
         for row, gain in zip(p, px, strict=True):
             share = gain / total
             row[0] -= share * px[0]

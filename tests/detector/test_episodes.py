@@ -69,3 +69,20 @@ def test_only_the_last_episodes_are_kept():
         log.close(number + 1)
     assert len(log.episodes) == MAX_EPISODES
     assert (log.episodes[0].onset_request, log.count) == (10, MAX_EPISODES + 10)
+
+
+@pytest.mark.parametrize(
+    ("causes", "share"),
+    [
+        ([], 1 / 2),
+        ([Cause.ACCEPTANCE_COLLAPSE] * 8, 9 / 10),
+        ([Cause.STEP_INFLATION] * 30, 1 / 12),
+        ([Cause.SPECULATION_OFF, Cause.STEP_INFLATION, Cause.UNKNOWN], 1 / 2),
+    ],
+)
+def test_what_failed_before_is_expected_to_fail_again(causes, share):
+    log = EpisodeLog()
+    for cause in causes:
+        log.open(Account(onset_request=0), 1, None, cause)
+        log.close(2)
+    assert log.acceptance_share() == pytest.approx(share)

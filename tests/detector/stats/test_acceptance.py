@@ -16,7 +16,7 @@ DEPTH = 8
 
 
 def answer(accepted, tokens=500.0, depth=DEPTH):
-    return Acceptance(chain_acceptance(accepted, depth), depth, tokens)
+    return Acceptance(chain_acceptance(accepted, depth), depth, tokens, depth)
 
 
 def learned(*accepted, times=40, tokens=500.0):
@@ -157,3 +157,16 @@ def test_the_law_survives_a_snapshot():
     for each in (law, again):
         each.learn(answer(3.0))
     assert msgspec.msgpack.encode(law) == msgspec.msgpack.encode(again)
+
+
+def test_the_first_position_says_no_more_than_all_positions_do():
+    """The same answers, told by p_0 alone: an answer took as many steps, and so is no stronger evidence."""
+    by_first, by_all = AcceptanceLaw(), AcceptanceLaw()
+    rng = random.Random(3)
+    for _ in range(100):
+        share = chain_acceptance(rng.choice([4.2, 3.2, 2.2]), 8)
+        by_first.learn(Acceptance(share, 1, 400.0, 8))
+        by_all.learn(Acceptance(share, 8, 400.0, 8))
+    dead = chain_acceptance(0.3, 8)
+    first, every = by_first.nats(Acceptance(dead, 1, 100.0, 8)), by_all.nats(Acceptance(dead, 8, 100.0, 8))
+    assert first[0] < every[0] + 0.5

@@ -101,3 +101,34 @@ def test_after_the_first_answers_the_start_is_settled():
         baseline.start(sample())
     assert (baseline.settled, baseline.early) == (True, [])
     assert not any(baseline.start(sample(0.05)) for _ in range(5))
+
+
+@pytest.mark.parametrize(
+    ("contents", "middle"),
+    [
+        ([3.5], 0.70),  # whatever was seen, prose may come
+        ([4.2, 4.2, 3.2, 3.2, 2.2], 0.70),  # a fifth of prose
+        ([1.5], 0.60),
+        ([0.39], 0.28),
+    ],
+)
+def test_the_step_floor_is_hardly_below_the_middle_of_the_worst_content(contents, middle):
+    learned = Baseline()
+    for _ in range(60):
+        for accepted in contents:
+            learned.learn(sample(accepted))
+    assert middle - 0.08 < learned.step_floor() <= middle
+
+
+def test_the_step_floor_reads_all_positions_where_the_first_is_known_too():
+    """A drafter may be right at the first position far more often than at the others."""
+    both, all_positions = Baseline(), Baseline()
+    for _ in range(60):
+        known = {"num_speculative_tokens": 8}
+        both.learn(sample(1.5, conditional_acceptance=0.9, chain_length=1, **known))
+        all_positions.learn(sample(1.5, **known))
+    assert both.step_floor() == all_positions.step_floor()
+
+
+def test_without_acceptance_there_is_no_step_floor():
+    assert Baseline().step_floor() is None

@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 
 from detector.stats.acceptance import FREAK
 from detector.stats.baseline import Baseline
-from detector.stats.collapse import EDetector, Evidence, Floor, floor_of, is_low, weigh
+from detector.stats.collapse import EDetector, Evidence, is_low, weigh
 from detector.stats.sample import Sample, chain_acceptance
 from detector.verdict import Cause
-
-FLOOR = Floor(0.6, 0.288)
 
 
 def sample(accepted=3.5, *, steps=200.0, each_step=0.02, depth=8, **changes):
@@ -64,12 +62,6 @@ def test_longer_answers_weigh_more_and_none_too_much():
     assert weights == sorted(weights)
     assert weights[0] < 1
     assert math.log(1000) < weights[2] <= weights[3] <= math.log(1 / FREAK)
-
-
-def test_a_poor_drafter_has_a_floor_of_its_own():
-    assert floor_of(baseline(0.39)).worst_healthy == pytest.approx(0.75 * chain_acceptance(0.39, 8))
-    assert floor_of(baseline()).worst_healthy == 0.6
-    assert floor_of(baseline(0.0)) is None
 
 
 def test_an_upper_bound_counts_only_where_it_is_low():

@@ -103,3 +103,12 @@ def test_densities_integrate_to_their_distributions():
     assert integral == pytest.approx(t4_cumulative(4.0) - t4_cumulative(-8.0), abs=1e-3)
     assert normal_cumulative(0.0) == 0.5
     assert normal_cumulative(1.96) == pytest.approx(0.975, abs=1e-3)
+
+
+def test_first_answers_of_other_content_do_not_make_load_look_fast():
+    """Prose alone, then code beside it: a line through three answers must not promise that load speeds steps up."""
+    law = TimeLaw()
+    for in_flight, rate in [(1, 90.0), (1, 110.0), (3, 220.0), (3, 240.0), (2, 200.0)]:
+        law.learn(Timed(-math.log(rate), in_flight, 500.0, 400.0, 400.0), RATE)
+    assert law.mean[1] >= 0.0
+    assert law.nats(Timed(-math.log(110.0), 10, 500.0, 400.0, 400.0), RATE) <= 0.0
