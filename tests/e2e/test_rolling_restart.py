@@ -11,6 +11,8 @@ from upstreams import STREAM_HEAD, Peer, chunked, event, opened, upstream
 
 STREAMS = 200
 """Half of them begin before the change, half after it."""
+HEAD = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+"""The engine closes after each answer, and says so: a POST on a connection that is closing is rightly not sent again."""
 FIRST = event('{"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}')
 LAST = event("[DONE]")
 
@@ -23,9 +25,9 @@ class Engine:
 
     async def __call__(self, peer: Peer) -> None:
         if (await peer.request()).target == b"/v1/completions":
-            await peer.send(STREAM_HEAD + chunked(FIRST, LAST))
+            await peer.send(HEAD + chunked(FIRST, LAST))
         else:
-            await peer.send(STREAM_HEAD + chunked(FIRST, end=False))
+            await peer.send(HEAD + chunked(FIRST, end=False))
             await self.go.wait()
             await peer.send(chunked(LAST))
 
@@ -34,7 +36,8 @@ async def stream(url: str, begun: asyncio.Semaphore) -> bool:
     """One request on a connection of its own; whether its answer is whole."""
     async with opened(url) as client:
         await client.post()
-        assert (await client.head())[0] == 200
+        status, _ = await client.head()
+        assert status == 200, await client.rest()
         await client.reader.readuntil(FIRST)
         begun.release()
         return (await client.rest_of_answer()).endswith(chunked(LAST))
@@ -47,7 +50,7 @@ async def ask_all_the_time(url: str, stop: asyncio.Event) -> int:
         async with opened(url) as client:
             await client.post(path="/v1/completions")
             status, _, body = await client.answer()
-        assert (status, body) == (200, FIRST + LAST)
+        assert (status, body) == (200, FIRST + LAST), body
         answered += 1
     return answered
 
