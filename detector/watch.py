@@ -17,7 +17,7 @@ from detector.phases_state import PhasesState
 from detector.stats.cycle import CycleConfig, CycleVerdict
 from detector.verdict import Episode, Forecast, Verdict
 
-SNAPSHOT_VERSION = 3
+SNAPSHOT_VERSION = 4
 
 
 class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -65,9 +65,10 @@ class Baseline(msgspec.Struct, kw_only=True):
         """Take one healthy answer into the reference."""
         acceptance = acceptance_of(sample)
         if acceptance is not None and not sample.upper_bound:
+            chain: Acceptance | None = acceptance
             if acceptance.positions == 1:
                 self.first_position.learn(acceptance)
-            chain = chain_of(sample)
+                chain = chain_of(sample)
             if chain is not None:
                 self.chain.learn(chain)
             _push(self.conditional_acceptances, acceptance.share)

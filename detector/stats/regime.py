@@ -19,7 +19,7 @@ from detector.stats.runs import Run
 PRIOR_HEALTHY_REQUESTS, PRIOR_DEGRADED_REQUESTS = 300.0, 10.0
 """Median lengths of the runs of a backend of which nothing is known, beside the published cycle."""
 MAX_BEGINNINGS = 24
-NEGLIGIBLE = 1e-4
+NEGLIGIBLE = 1e-3
 """A beginning less probable than this is forgotten."""
 MAX_NATS = 9.0
 """Evidence of one answer, either way; no answer is surer than this."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.stats.acceptance import OVERDISPERSIONS, Acceptance, AcceptanceLaw
+from detector.stats.acceptance import OVERDISPERSIONS, WANDER_STEPS, WANDERS, Acceptance, AcceptanceLaw
 from detector.stats.sample import chain_acceptance
 
 DEPTH = 8
@@ -170,3 +170,23 @@ def test_the_first_position_says_no_more_than_all_positions_do():
     dead = chain_acceptance(0.3, 8)
     first, every = by_first.nats(Acceptance(dead, 1, 100.0, 8)), by_all.nats(Acceptance(dead, 8, 100.0, 8))
     assert first[0] < every[0] + 0.5
+
+
+def wander_odds(wanders):
+    """Log odds of wander against noise of every answer, after answers of 40 to 4000 tokens of one or the other."""
+    rng, law = random.Random(4), AcceptanceLaw()
+    p = chain_acceptance(3.2, DEPTH)
+    variance = sum((2 * j - 1) * p**j for j in range(1, DEPTH + 1)) - 3.2**2
+    for _ in range(400):
+        tokens = 40 * 100 ** rng.random()
+        steps = tokens / 4.2
+        correlated = WANDER_STEPS / steps
+        share = 1 - correlated * (1 - math.exp(-1 / correlated)) if wanders else 0.2
+        accepted = rng.gauss(3.2, math.sqrt((1 + 27 * share) * variance / steps))
+        law.learn(answer(min(7.5, max(0.2, accepted)), tokens))
+    shares = np.exp(np.frombuffer(law.scores))
+    return math.log(shares[np.array(WANDERS)].sum() / shares[~np.array(WANDERS)].sum())
+
+
+def test_wander_inside_answers_is_told_from_noise_of_every_answer():
+    assert wander_odds(True) > wander_odds(False) + 10
