@@ -12,7 +12,7 @@ from upstreams import STREAM_HEAD, Peer, chunked, event, opened, upstream
 STREAMS = 200
 """Half of them begin before the change, half after it."""
 HEAD = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
-"""The engine closes after each answer, and says so: a POST on a connection that is closing is rightly not sent again."""
+"""The engine closes after each answer and says so: a POST on a connection that is closing is not sent again."""
 FIRST = event('{"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}')
 LAST = event("[DONE]")
 
