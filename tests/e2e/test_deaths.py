@@ -68,10 +68,11 @@ async def test_an_engine_that_died_is_left_for_the_fallback() -> None:
             await some_events(client, 3)
             emulator.die("engine_kill")
             await client.rest_of_answer()
-            served = []
-            for _ in range(3):
+            served_by = "primary"
+            while served_by != "fallback1":  # answers are judged a moment after their end
                 async with connected(proxy) as again:
                     await again.post(BODY)
                     status, fields, body = await again.answer()
-                    served.append((status, fields.get("x-specbreaker-backend"), b'"finish_reason":"length"' in body))
-    assert served[-1] == (200, "fallback1", True)
+                    served_by = fields.get("x-specbreaker-backend", "none")
+    assert status == 200
+    assert b'"finish_reason":"length"' in body
