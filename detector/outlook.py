@@ -41,7 +41,6 @@ class Outlook:
     """Follows the runs of one backend."""
 
     def __init__(self, config: CycleConfig, state: OutlookState | None = None) -> None:
-        self._config = config
         self.state = state or OutlookState()
         """To be stored; an outlook made from it goes on where this one was."""
         self._cycle = CycleTest(config, self.state.cycle)

@@ -11,6 +11,8 @@ is right all the same.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from detector.observation import Quality, RequestFacts, Source, SpeculationCounts
@@ -154,3 +156,23 @@ def _decode_steps(answer: Answer, measured: Acceptance | None) -> int | None:
     counts = answer.speculation if measured.source is Source.ENGINE else answer.counters
     accepted = counts.accepted_tokens if counts is not None else 0
     return max(measured.verify_steps, answer.completion_tokens - 1 - accepted)
+
+
+def figures(answer: Answer) -> dict[str, Any]:
+    """What was worked out of an answer, by the names that an Observation has for it."""
+    measured, draft = acceptance(answer), draft_length(answer)
+    timed, tally = rates(answer, measured), answer.tally
+    return {
+        "completion_tokens": answer.completion_tokens,
+        "verify_steps": measured.verify_steps if measured else None,
+        "acceptance_length": measured.length if measured else None,
+        "acceptance_source": measured.source if measured else None,
+        "acceptance_quality": measured.quality if measured else None,
+        "position_acceptance": position_acceptance(answer),
+        "num_speculative_tokens": draft,
+        "step_seconds": timed.step_seconds if timed else None,
+        "decode_tokens_per_second": timed.tokens_per_second if timed else None,
+        "rate_source": timed.source if timed else None,
+        "longest_gap_seconds": tally.longest_gap if tally.events > 1 else None,
+        "merged_events": tally.merged_events(draft),
+    }

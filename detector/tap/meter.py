@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from detector.observation import Ending, Observation, Quality, RequestFacts, SpeculationCounts, Step
-from detector.tap.acceptance import Acceptance, Answer, acceptance, draft_length, position_acceptance, rates
+from detector.tap.acceptance import Answer, acceptance, figures
 from detector.tap.body import BodyReader
 from detector.tap.dialects import Event, read_event
 from detector.tap.plain import PlainEvents
@@ -179,7 +179,7 @@ class Meter:
         answer.counted_decode_seconds = counted_decode_seconds
         if num_speculative_tokens is not None:
             answer.num_speculative_tokens = num_speculative_tokens
-        return self._observation(at, self._ending(ending), acceptance(answer))
+        return self._observation(at, self._ending(ending))
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
@@ -236,9 +236,8 @@ class Meter:
             return Ending.UPSTREAM_CLOSED
         return ending
 
-    def _observation(self, at: float, ending: Ending, measured: Acceptance | None) -> Observation:
+    def _observation(self, at: float, ending: Ending) -> Observation:
         answer, tally = self._answer, self._tally
-        timed, draft = rates(answer, measured), draft_length(answer)
         streamed = tally.events > 0
         return Observation(
             request_id=self._request_id,
@@ -256,20 +255,9 @@ class Meter:
             decode_seconds=tally.last_at - tally.first_at if streamed else None,
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
-            completion_tokens=answer.completion_tokens,
             finish_reason=self._finish_reason,
-            verify_steps=measured.verify_steps if measured else None,
-            acceptance_length=measured.length if measured else None,
-            acceptance_source=measured.source if measured else None,
-            acceptance_quality=measured.quality if measured else None,
-            position_acceptance=position_acceptance(answer),
-            num_speculative_tokens=draft,
-            step_seconds=timed.step_seconds if timed else None,
-            decode_tokens_per_second=timed.tokens_per_second if timed else None,
-            rate_source=timed.source if timed else None,
-            longest_gap_seconds=tally.longest_gap if tally.events > 1 else None,
             content_events=tally.events if self._framer is not None else None,
-            merged_events=tally.merged_events(draft),
             client_paced=answer.client_paced,
             in_flight=self._in_flight,
+            **figures(answer),
         )

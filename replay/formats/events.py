@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from detector.observation import Ending, Observation, RequestFacts, Route, Step
-from detector.tap.acceptance import Answer, acceptance, draft_length, position_acceptance, rates
+from detector.tap.acceptance import Answer, figures
 from detector.tap.engine_figures import from_vllm
 from detector.tap.tally import StreamTally
 
@@ -44,8 +44,6 @@ def observe(
         speculation=told.speculation,
         generation_seconds=told.generation_seconds,
     )
-    measured = acceptance(answer)
-    timed = rates(answer, measured)
     return Observation(
         request_id=request_id,
         backend=backend,
@@ -58,20 +56,9 @@ def observe(
         decode_seconds=steps[-1].at - steps[0].at if len(steps) > 1 else None,
         prompt_tokens=prompt_tokens,
         cached_tokens=cached_tokens,
-        completion_tokens=completion_tokens,
-        verify_steps=measured.verify_steps if measured else None,
-        acceptance_length=measured.length if measured else None,
-        acceptance_source=measured.source if measured else None,
-        acceptance_quality=measured.quality if measured else None,
-        position_acceptance=position_acceptance(answer),
-        num_speculative_tokens=draft_length(answer),
-        step_seconds=timed.step_seconds if timed else None,
-        decode_tokens_per_second=timed.tokens_per_second if timed else None,
-        rate_source=timed.source if timed else None,
-        longest_gap_seconds=tally.longest_gap if tally.events > 1 else None,
         content_events=tally.events or None,
-        merged_events=tally.merged_events(draft_length(answer)),
         in_flight=in_flight,
+        **figures(answer),
     )
 
 
