@@ -297,5 +297,5 @@ def test_the_next_collapse_is_seen_coming_whether_or_not_an_answer_was_hit(clock
             watch.update(clock.answer(content, tokens=400, canary=True))
         if not left_in_time or turn % 2:
             watch.update(clock.answer(0.8, started=started))
-    assert min(risks[4:]) > 0.6
+    assert min(risks[3:]) > 0.7
     assert (watch.episodes_total, watch.verdict.degraded) == (8, False)
