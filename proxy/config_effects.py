@@ -39,6 +39,9 @@ class Supervise(Section, frozen=True):
     """Wait before an engine that ended by itself is started again; doubled by each further failure."""
     backoff_max_seconds: Seconds = 60.0
     """The wait grows no further."""
+    hang_seconds: Annotated[float, msgspec.Meta(ge=0)] = 120.0
+    """After an answer that ended in silence (backends.idle_timeout_seconds), how long the engine may take for one
+    token, without any counter of its /metrics moving, before it is killed and started again. 0 switches that off."""
     output_lines: Annotated[int, msgspec.Meta(ge=0)] = 200
     """Last lines of the engine's output that /explain shows."""
     output_file: str | None = None

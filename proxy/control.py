@@ -13,7 +13,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from detector.observation import EngineSample, Observation
+from detector.observation import Ending, EngineSample, Observation
 from detector.policy import (
     Action,
     Level,
@@ -79,8 +79,6 @@ class Watched:
         self.level: str | None = None
         """The level of the ladder that it was last started at; None: not started by us."""
         self.failures_in_a_row = 0
-        self.recovered_at = float("-inf")
-        """Monotonic seconds at which the last collapse was seen to be over."""
         self.episodes_counted = 0
 
 
@@ -105,6 +103,8 @@ class Control:
         """Begins an action, or raises EffectError; whoever puts the parts together sets it."""
         self.tell: Callable[[Notify], None] = lambda _: None
         """Tells somebody outside; whoever puts the parts together sets it."""
+        self.silent: Callable[[str], object] = lambda _: None
+        """Told of a backend in which an answer ended in silence; whoever puts the parts together sets it."""
         self.outcomes: deque[Outcome] = deque(maxlen=20)
         """What came of the last actions, the oldest first."""
         self.decisions: deque[Decision] = deque(maxlen=DECISIONS_KEPT)
@@ -171,6 +171,8 @@ class Control:
         if signal is not None:
             self._decide(signal)
         self._count_failures(watched, observation)
+        if observation.ending is Ending.UPSTREAM_TIMEOUT:
+            self.silent(observation.backend)
 
     def _cycle_judged(self, watched: Watched) -> None:
         cycle, name = watched.watch.cycle, watched.backend.name
@@ -195,9 +197,8 @@ class Control:
 
     def _stepped(self, event: Stepped) -> None:
         watched = self.watched[event.backend]
-        if event.generation != watched.backend.generation or event.started < watched.recovered_at:
-            # Of an older process, or of an answer that the last collapse hit: slow still, for a reason that is over.
-            return
+        if event.generation != watched.backend.generation:
+            return  # of an older process
         before = watched.watch.verdict
         for step in event.steps:
             verdict = watched.watch.update_step(event.request_id, step)
@@ -307,8 +308,6 @@ class Control:
 
     def _verdict(self, watched: Watched, before: Verdict, verdict: Verdict, degraded_seconds: float = 0.0) -> None:
         name = watched.backend.name
-        if before.degraded and not verdict.degraded:
-            watched.recovered_at = time.monotonic()
         if verdict.phase is not before.phase:
             level = logging.WARNING if verdict.degraded else logging.INFO
             evidence = {key: round(value, 4) for key, value in verdict.evidence.items()}
