@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
+from cycle_results import SUBJECTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "specbreaker-bench"
@@ -54,12 +55,17 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def specbreaker(folder: Path, up: Upstreams) -> Prepared:
+def specbreaker_moving(folder: Path, up: Upstreams) -> Prepared:
+    """Ours, and running answers go on on the fallback when a collapse hits them."""
+    return specbreaker(folder, up, {"continuation": {"on_collapse": True}})
+
+
+def specbreaker(folder: Path, up: Upstreams, more: dict[str, dict[str, object]] | None = None) -> Prepared:
     """Ours, in mode act, all else by default. Every time constant on the proxy's clock is divided by the time scale.
     ``switch_seconds`` is not: it is added to seconds that follow from the engines' own rates, which are engine seconds.
     """
     port, admin, scale = free_port(), free_port(), up.time_scale
-    settings = {
+    settings: dict[str, dict[str, object]] = {
         "server": {"listen": f"127.0.0.1:{port}", "admin": f"127.0.0.1:{admin}"},
         "measure": {
             "ask_token_counts": True,
@@ -82,7 +88,7 @@ def specbreaker(folder: Path, up: Upstreams) -> Prepared:
         f'[[backends]]\nname = "{name}"\nrole = "{name}"\nurl = "http://127.0.0.1:{number}"\n'
         for name, number in backends
     )
-    for section, values in settings.items():
+    for section, values in (settings | (more or {})).items():
         text += f"[{section}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
     (folder / "specbreaker.toml").write_text(text)
     command = [sys.executable, "-m", "proxy", "serve", "--config", str(folder / "specbreaker.toml")]
@@ -224,7 +230,8 @@ def _litellm(folder: Path, up: Upstreams, group: str, router: str) -> Prepared:
 
 
 TARGETS: dict[str, Callable[[Path, Upstreams], Prepared]] = {
-    "specbreaker": specbreaker,
+    SUBJECTS[0]: specbreaker,
+    SUBJECTS[1]: specbreaker_moving,
     "haproxy": haproxy,
     "envoy": envoy,
     "vllm-router": vllm_router,
@@ -232,7 +239,7 @@ TARGETS: dict[str, Callable[[Path, Upstreams], Prepared]] = {
     "litellm fallbacks": litellm_fallbacks,
 }
 """By name, in the order of the page. ``direct``, without a target, comes before them."""
-PEERS = tuple(name for name in TARGETS if name != "specbreaker")
+PEERS = tuple(name for name in TARGETS if name not in SUBJECTS)
 MOST_TIME_SCALE = {"litellm latency": 4.0, "litellm fallbacks": 4.0}
 """LiteLLM takes about half a millisecond for each event: a faster engine would measure its CPU, not its choices."""
 
