@@ -11,8 +11,8 @@ from replay.faults.schedule import Clock
 class EngineClock:
     """Counts of one engine, read for the step that is about to run.
 
-    requests: index of the newest request; tokens: generated before; steps: verify steps before, one for each request of a
-    batch, as vLLM's ``spec_decode_num_drafts`` counts them; kv_blocks: taken from the pool, this step's included;
+    requests: index of the newest request; tokens: generated before; steps: verify steps before, one for each request of
+    a batch, as vLLM's ``spec_decode_num_drafts`` counts them; kv_blocks: taken from the pool, this step's included;
     seconds: since the first step.
     """
 

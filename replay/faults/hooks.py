@@ -1,7 +1,7 @@
 """Where the plug-in holds on to vLLM (seen: 0.20.2 on a GPU, 0.32.0 on a CPU; model runner V1).
 
-Whichever process schedules counts the clocks and writes the fault into what it sends to the workers, so all of them do the
-same in the same step, also with tensor parallelism and with asynchronous scheduling.
+Whichever process schedules counts the clocks and writes the fault into what it sends to the workers, so all of them do
+the same in the same step, also with tensor parallelism and with asynchronous scheduling.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from replay.faults.schedule import Fault, ScheduleError
 
 SENT_AS = "specbreaker_fault"
 """Attribute of vLLM's SchedulerOutput."""
-EXPECTED = ("draft_token_ids", "num_draft_tokens", "max_spec_len", "cu_num_draft_tokens", "draft_probs", "target_logits")
+EXPECTED = (
+    "draft_token_ids",
+    "num_draft_tokens",
+    "max_spec_len",
+    "cu_num_draft_tokens",
+    "draft_probs",
+    "target_logits",
+)
 """How the arguments of vLLM's ``rejection_sample`` begin."""
 
 

@@ -1,6 +1,6 @@
 """What is done to the engine, and when: a cycle of phases on one of the engine's clocks. Pure.
 
-A schedule is TOML in a file, or JSON in the variable itself::
+A schedule is TOML or JSON, in a file, or JSON in the variable itself::
 
     clock = "requests"
     warm_up = 2                     # the first phase holds for two requests more
@@ -17,6 +17,7 @@ A schedule is TOML in a file, or JSON in the variable itself::
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import tomllib
 from pathlib import Path
@@ -94,34 +95,27 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def at(self, position: float) -> Fault:
         """What is done at a position of the clock, counted from 0: the first request is at 0."""
         within = max(0.0, position - self.warm_up) % sum(phase.length for phase in self.cycle)
-        for phase, end in zip(self.cycle, itertools.accumulate(phase.length for phase in self.cycle), strict=True):
-            if within < end:
-                break
-        return phase.fault
+        ends = list(itertools.accumulate(phase.length for phase in self.cycle))
+        return self.cycle[min(bisect.bisect_right(ends, within), len(ends) - 1)].fault
 
 
 def load(value: str) -> Schedule:
-    """The schedule that the variable names: the path of a TOML file, or JSON. Raises ScheduleError."""
+    """The schedule that the variable names or is: the path of a file, or the text itself. Raises ScheduleError."""
     if value.lstrip().startswith("{"):
-        return _parse_json(value)
+        return parse(value, VARIABLE)
     path = Path(value)
     try:
-        return parse(path.read_text(), str(path))
+        return parse(path.read_text(), f"{VARIABLE}: {path}")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not text"
-        raise ScheduleError(f"{VARIABLE}: {path}: {reason}: give the path of a TOML file, or JSON") from error
+        raise ScheduleError(f"{VARIABLE}: {path}: {reason}; give the path of a schedule, or one as JSON") from error
 
 
 def parse(text: str, source: str) -> Schedule:
-    """A schedule from TOML; source names it in errors. Raises ScheduleError."""
+    """A schedule from TOML, or from JSON, which begins with a brace; source names it in errors. Raises ScheduleError."""
     try:
+        if text.lstrip().startswith("{"):
+            return msgspec.json.decode(text, type=Schedule)
         return msgspec.convert(tomllib.loads(text), Schedule)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise ScheduleError(f"{VARIABLE}: {source}: {error}") from error
-
-
-def _parse_json(text: str) -> Schedule:
-    try:
-        return msgspec.json.decode(text, type=Schedule)
-    except msgspec.DecodeError as error:
-        raise ScheduleError(f"{VARIABLE}: {error}") from error
+    except (tomllib.TOMLDecodeError, msgspec.DecodeError) as error:
+        raise ScheduleError(f"{source}: {error}") from error

@@ -12,9 +12,9 @@ from replay.faults.schedule import Fault
 def steer(fault: Fault, drafts: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Drafts (tokens) and logits (tokens x vocabulary) of which vLLM's own verification makes what the fault says.
 
-    A draft to be refused becomes the token that the target finds least likely: refused for certain at temperature 0, and
-    with a chance of one minus that token's otherwise, and the target's own token takes its place. A draft to be accepted
-    gets all of the target's probability. A negative draft stands for "no draft here" and is never accepted.
+    A draft to be refused becomes the token that the target finds least likely: it is refused, at a temperature above 0
+    but for that token's chance, and the target's own token takes its place. A draft to be accepted gets all of the
+    target's probability. A negative draft stands for "no draft here" and is never accepted.
     """
     chance = torch.rand(drafts.shape, device=drafts.device)
     least_likely = logits.argmin(dim=-1).to(drafts.dtype)
