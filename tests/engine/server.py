@@ -61,7 +61,7 @@ class EngineServer:
 
     ``mode`` ``dflash`` speculates with ``num_speculative_tokens``, ``plain`` does not. ``per_request_metrics`` False
     leaves out what vLLM 0.20.2 did not have: the ``metrics`` object of the last usage chunk. ``port`` 0 takes a free
-    one. The engine has a session of its own: whatever happens inside, leaving the context leaves no process behind.
+    one. ``faults`` False: the plug-in is there and not asked for. The engine has a session of its own: whatever happens inside, leaving the context leaves no process behind.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class EngineServer:
         per_request_metrics: bool = True,
         shutdown_timeout_seconds: int = 0,
         port: int = 0,
+        faults: bool = True,
     ) -> None:
         self.mode = mode
         self.model = MODEL
@@ -79,6 +80,7 @@ class EngineServer:
         self.per_request_metrics = per_request_metrics
         self.shutdown_timeout_seconds = shutdown_timeout_seconds
         self.port = port
+        self.faults = faults
         self.process: subprocess.Popen[bytes] | None = None
         self._directory: Path | None = None
 
@@ -97,7 +99,7 @@ class EngineServer:
             with self.log_file.open("wb") as log:
                 self.process = subprocess.Popen(
                     self.command(venv),
-                    env=self.environment(venv, self._faults_file),
+                    env=self.environment(venv, self._faults_file if self.faults else None),
                     cwd=self._directory,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
