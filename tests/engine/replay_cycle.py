@@ -26,12 +26,13 @@ import msgspec
 
 from tests.engine.server import MODEL, EngineServer
 
-PROMPT = "def name(self, value):\n    return self.value\n" * 6
-TOKENS = 100
-COLLAPSE = {"corrupt_drafts": 0.95, "step_delay_seconds": 0.008}
+PROMPT = "a b c d e f g h " * 20 + "32010.  321110  # " + "X" * 100
+"""The tiny drafter is good at what follows this (A about 6), and at little else."""
+TOKENS = 60
+COLLAPSE = {"corrupt_drafts": 0.95, "step_delay_seconds": 0.03}
 CYCLES: dict[str, dict[str, Any]] = {
     "requests": {"clock": "requests", "cycle": [{"length": 5}, {"length": 3, **COLLAPSE}]},
-    "tokens": {"clock": "tokens", "cycle": [{"length": 560}, {"length": 240, **COLLAPSE}]},
+    "tokens": {"clock": "tokens", "cycle": [{"length": 330}, {"length": 150, **COLLAPSE}]},
 }
 """By clock: about eight requests a turn. On that of tokens, a collapse begins in the middle of an answer."""
 
@@ -94,9 +95,8 @@ async def ask(url: str, requests: int) -> None:
     body = {"model": MODEL, "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0, "stream": True}
     async with aiohttp.ClientSession() as session:
         for index in range(requests):
-            text = f"# {index}\n{PROMPT}"
-            messages = {"messages": [{"role": "user", "content": text}]}
-            async with session.post(f"{url}/v1/chat/completions", json=body | messages) as answer:
+            asked = body | {"prompt": f"{index}: {PROMPT}"}
+            async with session.post(f"{url}/v1/completions", json=asked) as answer:
                 assert (await answer.read()).endswith(b"data: [DONE]\n\n")
 
 

@@ -61,7 +61,8 @@ class EngineServer:
 
     ``mode`` ``dflash`` speculates with ``num_speculative_tokens``, ``plain`` does not. ``per_request_metrics`` False
     leaves out what vLLM 0.20.2 did not have: the ``metrics`` object of the last usage chunk. ``port`` 0 takes a free
-    one. ``faults`` False: the plug-in is there and not asked for. The engine has a session of its own: whatever happens inside, leaving the context leaves no process behind.
+    one. ``faults`` False: the plug-in is there and not asked for. The engine has a session of its own: whatever happens
+    inside, leaving the context leaves no process behind.
     """
 
     def __init__(

@@ -208,7 +208,7 @@ def test_an_aiperf_request_that_failed_is_a_failure(tmp_path: Path) -> None:
 def bench_result(**changes: Any) -> dict[str, Any]:
     return {
         "date": "20261122-120000",
-        "endpoint_type": "openai-chat",
+        "endpoint_type": "openai",
         "model_id": "m",
         "request_throughput": 1.0,
         "input_lens": [32, 16],
@@ -232,8 +232,17 @@ def test_a_detailed_result_of_vllm_bench_shows_the_cadence(tmp_path: Path) -> No
     assert observation.acceptance_source is Source.CADENCE
     assert observation.step_seconds == pytest.approx(0.02)
     assert observation.ttft_seconds == pytest.approx(0.1)
-    assert (observation.facts.route, observation.in_flight) == ("chat", 1)
+    assert (observation.facts.route, observation.in_flight) == ("completions", 1)
     assert len(whole.steps) == 5
+
+
+def test_a_chat_result_begins_with_an_event_that_has_no_token(tmp_path: Path) -> None:
+    """tests/interchange: vLLM's benchmark takes the event with the role for the first token."""
+    whole = read_recording(write(tmp_path / "r.json", bench_result(endpoint_type="openai-chat"))).exchanges[1]
+    observation = whole.observation
+    assert observation is not None
+    assert (observation.facts.route, observation.verify_steps, observation.acceptance_length) == ("chat", 3, 4.0)
+    assert observation.ttft_seconds == pytest.approx(0.12)
 
 
 def test_a_result_without_details_says_how_to_get_them(tmp_path: Path) -> None:
