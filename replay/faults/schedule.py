@@ -112,7 +112,7 @@ def load(value: str) -> Schedule:
 
 
 def parse(text: str, source: str) -> Schedule:
-    """A schedule from TOML, or from JSON, which begins with a brace; source names it in errors. Raises ScheduleError."""
+    """A schedule from TOML, or JSON, which begins with a brace; source names it in errors. Raises ScheduleError."""
     try:
         if text.lstrip().startswith("{"):
             return msgspec.json.decode(text, type=Schedule)

@@ -8,16 +8,12 @@ stays the target's own. The replay against an engine that is left alone sends th
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import platform
 import re
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 

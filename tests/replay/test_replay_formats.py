@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,26 @@ def test_spans_follow_the_conventions(source: Path, tmp_path: Path) -> None:
     assert [message["role"] for message in messages] == ["user", "assistant", "user"]
     assert messages[1]["parts"] == [{"type": "text", "content": "It scatters light."}]
     assert attributes(other)["gen_ai.operation.name"] == "text_completion"
+
+
+def test_plain_spans_say_the_same_as_otlp(source: Path, tmp_path: Path) -> None:
+    plain = [json.loads(one) for one in _written(source, tmp_path / "plain", "otel-spans")]
+    otlp = [
+        json.loads(one)["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
+        for one in _written(source, tmp_path / "otlp", "otlp")
+    ]
+    assert [(one["trace_id"], one["span_id"]) for one in plain] == [(one["traceId"], one["spanId"]) for one in otlp]
+    for one, other in zip(plain, otlp, strict=True):
+        assert one["attributes"].keys() == attributes(other).keys()
+        assert one["attributes"]["gen_ai.input.messages"] == attributes(other)["gen_ai.input.messages"]
+        started = datetime.fromisoformat(one["start_time"]).timestamp()
+        assert started == pytest.approx(int(other["startTimeUnixNano"]) / 1e9, abs=1e-5)
+    assert plain[0]["attributes"]["gen_ai.usage.output_tokens"] == 30
+
+
+def _written(source: Path, output: Path, form: str) -> list[str]:
+    assert convert(source, output, form).exit_code == 0
+    return output.read_text().splitlines()
 
 
 def test_spans_of_a_session_without_text_hold_none(tmp_path: Path) -> None:

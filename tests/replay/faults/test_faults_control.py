@@ -28,9 +28,7 @@ def write(file: Path, text: str) -> None:
     new.replace(file)
 
 
-def test_unasked_it_does_nothing_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
-) -> None:
+def test_unasked_it_does_nothing_and_says_so(monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setitem(sys.modules, "vllm", None)  # an import of it fails
     register()
