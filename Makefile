@@ -2,13 +2,13 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-.PHONY: run test check bench bench-detect bench-cycle engine engine-kill main-job bench-supervise operations lock clean
+.PHONY: run test check bench bench-detect bench-cycle engine engine-kill replay-engine interchange main-job bench-supervise operations lock clean
 
 run: $(VENV)/.installed  ## the proxy in front of the embedded emulator, ready for any OpenAI client
 	$(BIN)/specbreaker serve $(ARGS)
 
 test: $(VENV)/.installed  ## everything but the real engine
-	$(BIN)/pytest -n auto --dist worksteal -m "not engine and not engine_kill and not operations" $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal -m "not engine and not engine_kill and not interchange and not operations" $(ARGS)
 
 check: $(VENV)/.installed  ## style, types, import rules
 	$(BIN)/ruff check .
@@ -42,6 +42,15 @@ engine-kill: $(VENV)/.installed  ## what needs an engine start for each test, th
 main-job: $(VENV)/.installed  ## the main job on two real engines, request by request: docs/results/main-job.md
 	tests/engine/setup.sh install
 	$(BIN)/python -m tests.engine.main_job $(ARGS)
+
+replay-engine: $(VENV)/.installed  ## a cycle of a real engine recorded, replayed, compared: docs/results/replay-engine.md
+	tests/engine/setup.sh install
+	$(BIN)/python -m tests.engine.replay_cycle --output docs/results/replay-engine.md $(ARGS)
+
+interchange: $(VENV)/.installed  ## what we write replayed by aiperf, vLLM and guidellm, and what they write read
+	tests/engine/setup.sh install
+	tests/interchange/setup.sh install
+	$(BIN)/pytest -m interchange $(ARGS)
 
 bench-supervise: $(VENV)/.installed  ## restarts at other levels on a real engine, requests running: docs/results/supervise.md
 	tests/engine/setup.sh install
