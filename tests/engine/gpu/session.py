@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import sys
 import tempfile
@@ -33,8 +34,14 @@ CONFIG = """
 content = "text"
 [measure]
 ask_token_counts = true
+[effects]
+hold_seconds = 280
 [supervise]
 start_seconds = 300
+[server]
+admin_token_file = "{token}"
+[[ladder]]
+name = "off"
 """
 PROBES: dict[str, dict[str, float]] = {
     "as configured": {},
@@ -76,7 +83,7 @@ class Session:
         body = {"model": self.model, "max_tokens": self.tokens, "ignore_eos": True, "temperature": 0}
         body |= {"messages": [{"role": "user", "content": text}], "stream": True, "stream_options": usage}
         events: list[tuple[float, int]] = []
-        limit = aiohttp.ClientTimeout(total=120)
+        limit = aiohttp.ClientTimeout(total=300)
         async with (
             aiohttp.ClientSession(timeout=limit) as session,
             session.post(f"{url}/v1/chat/completions", json=body) as answer,
@@ -107,8 +114,9 @@ async def specbreaker(*arguments: str, status: tuple[int, ...] = (0, 1)) -> str:
 @asynccontextmanager
 async def supervised(work: Path, out: Path, command: list[str], faults: Faults, tokens: int) -> AsyncIterator[Session]:
     """Start and end `specbreaker supervise --record`; what it and the engine say goes to engine.log."""
-    config = work / "specbreaker.toml"
-    config.write_text(CONFIG)
+    config, token = work / "specbreaker.toml", work / "token"
+    token.write_text(secrets.token_hex(16))
+    config.write_text(CONFIG.format(token=token))
     environment = os.environ | {"VLLM_PLUGINS": "specbreaker_faults", "SPECBREAKER_FAULTS": str(faults.file)}
     ports = ["--listen", "127.0.0.1:18900", "--admin", "127.0.0.1:18901"]
     log_file = out / "engine.log"
@@ -168,12 +176,37 @@ async def run(work: Path, out: Path, options: argparse.Namespace) -> dict[str, A
             print(await specbreaker("replay", "run", recorded, *target), flush=True)
             found[name] = json.loads(await specbreaker("replay", "compare", "--json", recorded, str(work / name)))
             print(await specbreaker("replay", "compare", recorded, str(work / name)), flush=True)
+        found["speculation_off"] = await speculation_off(work, session)
     found["detect"] = json.loads(await specbreaker("detect", "--json", str(work / "recorded")))
     for name in ("recorded", "replayed", "left-alone"):
         for number, part in enumerate(sorted(path for path in (work / name).iterdir() if "jsonl" in path.name)):
             ending = ".jsonl.zst" if part.name.endswith(".zst") else ".jsonl"
             shutil.copy(part, out / (f"{name}{ending}" if number == 0 else f"{name}-{number}{ending}"))
     return found
+
+
+async def speculation_off(work: Path, session: Session) -> dict[str, Any]:
+    """Restart at the level without speculation while a client asks on: the outcome, and what the client got."""
+    asked: list[dict[str, float]] = []
+
+    async def ask_on() -> None:
+        while True:
+            asked.append(await session.ask(session.url, len(asked)))
+
+    client = asyncio.create_task(ask_on())
+    headers = {"authorization": f"Bearer {(work / 'token').read_text()}"}
+    async with (
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=400)) as http,
+        http.post("http://127.0.0.1:18901/actions/restart?level=off&wait=1", headers=headers) as answer,
+    ):
+        outcome = await answer.json()
+    before = len(asked)
+    while len(asked) < before + 4 and not client.done():  # noqa: ASYNC110 - what it waits for has no event
+        await asyncio.sleep(0.1)
+    failed = client.done() and repr(client.exception())
+    client.cancel()
+    print("speculation off:", outcome, asked[-1], flush=True)
+    return {"outcome": outcome, "answers": len(asked), "failed": failed or None, "after": asked[-1]}
 
 
 async def snapshot(work: Path, requests: int) -> str:
