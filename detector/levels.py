@@ -13,14 +13,13 @@ from enum import StrEnum
 from typing import Final
 
 import msgspec
-from scipy.stats import t as student_t
 
 from detector.nspec import Acceptance, Estimate, LevelCost
 from detector.observation import Observation, Step
+from detector.stats.cycle_period import T_QUANTILES
 
 MIN_ANSWERS: Final = 3
 """Fewer answers tell nothing of their spread."""
-_CONFIDENCE: Final = 0.975
 
 
 class PositionSource(StrEnum):
@@ -161,7 +160,7 @@ def _ratio(tops: Sequence[float], bottoms: Sequence[float]) -> Estimate:
     ratio = sum(tops) / bottom
     residuals = [top - ratio * its for top, its in zip(tops, bottoms, strict=True)]
     variance = number / (number - 1) * sum(one * one for one in residuals) / bottom**2
-    half = float(student_t.ppf(_CONFIDENCE, number - 1)) * math.sqrt(variance)
+    half = T_QUANTILES[min(number - 1, len(T_QUANTILES)) - 1] * math.sqrt(variance)
     return Estimate(expected=ratio, low=max(0.0, ratio - half), high=ratio + half)
 
 

@@ -11,8 +11,8 @@ from detector.verdict import Phase
 from replay.report.markup import Markup, element
 
 WIDTH: Final = 960
-HEIGHT: Final = 190
-LEFT, RIGHT, TOP, BOTTOM = 56, 8, 26, 24
+HEIGHT: Final = 200
+LEFT, RIGHT, TOP, BOTTOM = 56, 8, 36, 24
 MAX_POINTS: Final = 480
 """More answers than this are drawn as bars from their least to their greatest, with the mean."""
 MAX_TICKS: Final = 5
@@ -73,7 +73,7 @@ def draw(chart: Chart, answers: Sequence[JudgedAnswer], episodes: Sequence[Judge
         _bands(answers, scale),
         _grid(ticks, scale),
         _requests(answers, scale),
-        element("text", f"{chart.title}, {chart.unit}", x=LEFT, y=14, class_="name"),
+        element("text", f"{chart.title}, {chart.unit}", x=LEFT, y=12, class_="name"),
         _reference(chart.reference, scale),
         _marks(answers, episodes, scale),
         [_drawn(point, scale, chart.unit, answers) for point in points],

@@ -31,4 +31,4 @@ def report_command(file: Path, output: Path, series: str | None) -> None:
     except OSError as error:
         click.echo(f"specbreaker report: {output}: cannot be written: {error.strerror}", err=True)
         raise click.exceptions.Exit(2) from error
-    click.echo(f"{output}: {found.judgement.requests} requests, {len(found.judgement.episodes)} episodes")
+    click.echo(f"{output}: requests {found.judgement.requests}, episodes {len(found.judgement.episodes)}")

@@ -199,10 +199,10 @@ def _environment(
     rows += [
         ("num_speculative_tokens (K)", ", ".join(map(str, depths))),
         ("model asked for", _listed(one.facts.model for one in observations)),
-        ("requests in flight", _span([one.in_flight for one in observations])),
+        ("requests in flight", "" if read.kind == "csv" else _span([one.in_flight for one in observations])),
         ("prompt tokens", _span([one.prompt_tokens for one in observations])),
         ("answer tokens", _span([one.completion_tokens for one in observations])),
-        ("launches of the engine", str(max((one.generation for one in observations), default=0) + 1)),
+        ("launches of the engine", _launches(observations) if read.kind == "session" else ""),
         ("A comes from", _listed(one.acceptance_source for one in observations)),
         ("rates come from", _listed(one.rate_source for one in observations)),
     ]
@@ -227,6 +227,11 @@ def _of_chunk_log(path: Path) -> list[tuple[str, str]]:
     with path.open("rb") as file:
         header = msgspec.json.decode(file.readline(), type=dict[str, Any])
     return [(key, header[key]) for key in _HEADER_KEYS if isinstance(header.get(key), str)]
+
+
+def _launches(observations: Sequence[Observation]) -> str:
+    """Of the backend that was launched most often while it was recorded."""
+    return str(max((one.generation for one in observations), default=0) + 1)
 
 
 def _listed(names: Iterable[str | None]) -> str:

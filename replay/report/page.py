@@ -179,7 +179,7 @@ def _cost_model(found: Findings) -> Content:
 
 
 def _conclusion(line: str) -> Markup:
-    said, mark, argument = line.partition("--speculative-config '")
+    said, mark, argument = f"{line[0].upper()}{line[1:]}".partition("--speculative-config '")
     if not mark:
         return element("p", line)
     return element("p", said, element("code", mark + argument))
