@@ -20,6 +20,10 @@ from detector.stats.cycle_period import T_QUANTILES
 
 MIN_ANSWERS: Final = 3
 """Fewer answers tell nothing of their spread."""
+MAX_DEPTH: Final = 64
+"""The largest K that is believed: a file may say anything."""
+_LEAST, _MOST = 1e-6, 1e9
+"""Seconds, tokens per second and tokens per step are within; a file may hold other numbers."""
 
 
 class PositionSource(StrEnum):
@@ -131,12 +135,14 @@ def pooled_acceptance(levels: Iterable[MeasuredLevel]) -> Acceptance:
 
 def _usable(observation: Observation) -> bool:
     skip = observation.client_paced or observation.canary or observation.ending.failed
-    return _rate(observation) is not None and not skip
+    told = (observation.decode_seconds, observation.acceptance_length)
+    known = [value for value in told if value is not None]
+    return _rate(observation) is not None and not skip and all(_LEAST < value < _MOST for value in known)
 
 
 def _rate(observation: Observation) -> float | None:
     rate = observation.decode_tokens_per_second
-    return rate if rate is not None and math.isfinite(rate) and rate > 0 else None
+    return rate if rate is not None and _LEAST < rate < _MOST else None
 
 
 def _seconds(observation: Observation) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from detector.judgement import JudgedAnswer, judge
-from detector.levels import MIN_ANSWERS, Answer, MeasuredLevel, measure_level
+from detector.levels import MAX_DEPTH, MIN_ANSWERS, Answer, MeasuredLevel, measure_level
 from detector.tap.chunklog import speculative_config
 from detector.watch import WatchConfig
 from replay.readers import ObservationFile, ReadError, read_observations
@@ -58,7 +58,7 @@ def by_depth(
         observation = answer.observation
         own = depth if depth is not None else observation.num_speculative_tokens
         known = of_backend.get(observation.backend) if own is None else own
-        if known is not None and known >= 0:
+        if known is not None and 0 <= known <= MAX_DEPTH:
             found[known].append(Answer(observation, answer.steps))
     return dict(found)
 

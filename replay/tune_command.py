@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from detector.advice import Advice, Level, advise
-from detector.levels import Answer, MeasuredLevel
+from detector.levels import MAX_DEPTH, Answer, MeasuredLevel
 from detector.nspec import Estimate
 from replay.readers import ReadError
 from replay.target import TargetRefuses, TargetUnreachable
@@ -20,7 +20,6 @@ from replay.tune import Scalar, measure, merged, read_healthy
 from replay.tune_live import LiveOptions, measure_target
 
 _COLUMNS = ("K", "A", "step ms", "expected tok/s", "measured tok/s", "break-even A", "step time is")
-_MAX_DEPTH = 64
 
 
 class Usage(ValueError):
@@ -32,8 +31,8 @@ def _depths(_context: click.Context, parameter: click.Parameter, value: str | No
     if value is None:
         return ()
     parts = value.split(",")
-    if not all(part.strip().isdecimal() and int(part) <= _MAX_DEPTH for part in parts):
-        raise click.BadParameter(f"{value!r}: write values of K from 0 to {_MAX_DEPTH}: 0,4,8", param=parameter)
+    if not all(part.strip().isdecimal() and int(part) <= MAX_DEPTH for part in parts):
+        raise click.BadParameter(f"{value!r}: write values of K from 0 to {MAX_DEPTH}: 0,4,8", param=parameter)
     return tuple(sorted({int(part) for part in parts}))
 
 
@@ -42,8 +41,8 @@ def _assignments(_context: click.Context, parameter: click.Parameter, values: tu
     found = {}
     for value in values:
         name, _, depth = value.rpartition("=")
-        if not name or not depth.isdecimal() or int(depth) > _MAX_DEPTH:
-            raise click.BadParameter(f"{value!r}: write FILE=K with K from 0 to {_MAX_DEPTH}", param=parameter)
+        if not name or not depth.isdecimal() or int(depth) > MAX_DEPTH:
+            raise click.BadParameter(f"{value!r}: write FILE=K with K from 0 to {MAX_DEPTH}", param=parameter)
         found[name] = int(depth)
     return found
 

@@ -184,7 +184,7 @@ def _marks(answers: Sequence[JudgedAnswer], episodes: Sequence[JudgedEpisode], s
 def _share(answer: JudgedAnswer, step: int | None) -> float:
     """How far into its answer a verify step is, 0..1."""
     steps = answer.observation.verify_steps or len(answer.steps)
-    return min(1.0, step / steps) if step and steps else 0.0
+    return max(0.0, min(1.0, step / steps)) if step and steps else 0.0
 
 
 def _ticks(highest: float) -> list[float]:

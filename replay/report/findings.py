@@ -213,14 +213,27 @@ def _of_session(recorded: Recorded) -> list[tuple[str, str]]:
     header = recorded.header
     if header is None:
         return [("session", "its header is lost")]
-    begun = datetime.fromtimestamp(header.started_unix, UTC).isoformat(timespec="seconds")
-    versions = [f"{one.name}: {one.engine_version or 'version not known'}" for one in header.backends[:MAX_LISTED]]
+    seen = {
+        event.backend: str(event.fields.get("version")) for event in recorded.events if event.kind == "engine_version"
+    }
+    versions = [
+        f"{one.name}: {one.engine_version or seen.get(one.name) or 'version not known'}"
+        for one in header.backends[:MAX_LISTED]
+    ]
     return [
-        ("begun", begun if header.started_unix > 0 else ""),
+        ("begun", _utc(header.started_unix)),
         ("recorded by", f"specbreaker {header.tool_version}"),
         ("format", header.format),
-        ("backends", "; ".join(versions)),
+        ("engines", "; ".join(versions)),
     ]
+
+
+def _utc(unix: float) -> str:
+    """A moment for people; empty where it is none."""
+    try:
+        return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds") if unix > 0 else ""
+    except (ValueError, OverflowError, OSError):
+        return ""
 
 
 def _of_chunk_log(path: Path) -> list[tuple[str, str]]:

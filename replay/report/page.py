@@ -10,6 +10,7 @@ from typing import Final
 
 from detector.advice import Advice, Level
 from detector.judgement import JudgedEpisode
+from detector.levels import MAX_DEPTH
 from replay.report import words
 from replay.report.charts import Chart, draw
 from replay.report.findings import BackendFindings, Figures, Findings
@@ -149,7 +150,8 @@ def _positions(found: Findings) -> Content:
     for one in shown:
         if len(found.backends) > 1:
             parts.append(element("h3", f"Backend {short(one.name)}"))
-        depth = max(len(one.healthy.position_acceptance), len(one.collapsed.position_acceptance))
+        longest = max(len(one.healthy.position_acceptance), len(one.collapsed.position_acceptance))
+        depth = min(longest, MAX_DEPTH)
         rows = [
             [name, *(_position(known, position) for position in range(depth)), f"{known.position_steps:,}"]
             for name, known in (("healthy", one.healthy), ("in episodes", one.collapsed))

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_samples import exchange, records_of, write_exchanges
 
+from detector.advice import advise
 from detector.judgement import JudgedAnswer, JudgedEpisode
 from detector.observation import Observation, RequestFacts
 from detector.stats.clocks import Clock
@@ -28,7 +29,7 @@ from detector.stats.cycle_period import Period
 from detector.verdict import Cause, Episode, Phase
 from replay.report.charts import Chart, draw
 from replay.report.command import report_command
-from replay.report.findings import find
+from replay.report.findings import _utc, figures, find
 from replay.report.markup import Markup, element, plain
 from replay.report.page import page
 from replay.report.words import CAUSES, REMEDIES, cycle
@@ -40,6 +41,7 @@ from replay.session.schema import (
     SessionHeader,
     encode,
 )
+from replay.tune import by_depth, measure
 
 DATA = Path(__file__).parents[1] / "data" / "sessions"
 CHUNK_LOG = DATA / "chunklog_one_cycle.jsonl"
@@ -237,7 +239,7 @@ HOSTILE = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(name=HOSTILE)
 def test_names_are_text_and_never_markup(name: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -259,6 +261,57 @@ def test_an_element_holds_its_text_whatever_that_is(text: str, attribute: str) -
 def test_markup_is_not_escaped_twice_and_none_is_nothing() -> None:
     assert element("p", element("b", "a&b"), None, ["c", Markup("<br>")]) == "<p><b>a&amp;b</b>c<br></p>"
     assert element("line", x1=1 / 3, class_=None) == '<line x1="0.33"/>'
+
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e300, max_value=1e300) | st.none()
+COUNTS = st.integers(-(2**60), 2**60) | st.none()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rate=NUMBERS,
+    length=NUMBERS,
+    seconds=NUMBERS,
+    step=NUMBERS,
+    tokens=COUNTS,
+    depth=COUNTS,
+    steps=COUNTS,
+    began=NUMBERS,
+)
+def test_a_recording_with_any_numbers_is_a_page(
+    rate: float | None,
+    length: float | None,
+    seconds: float | None,
+    step: float | None,
+    tokens: int | None,
+    depth: int | None,
+    steps: int | None,
+    began: float | None,
+) -> None:
+    """What the detector refuses is refused; the report has no opinion of its own."""
+    fields = {
+        "decode_tokens_per_second": rate,
+        "acceptance_length": length,
+        "decode_seconds": seconds,
+        "step_seconds": step,
+        "completion_tokens": tokens,
+        "num_speculative_tokens": depth,
+        "verify_steps": steps,
+    }
+    answers = [
+        JudgedAnswer(
+            observation=msgspec.structs.replace(judged(index, None).observation, **fields),
+            request=index,
+            phase=Phase.HEALTHY,
+            cause=None,
+        )
+        for index in range(4)
+    ]
+    assert figures(answer.observation for answer in answers).answers == 4
+    levels, _ = measure(by_depth(answers, {}))
+    assert len(levels) <= 1
+    advise(levels)
+    assert isinstance(_utc(began or 0.0), str)
 
 
 # ---- charts ----------------------------------------------------------------------------------------------------------
