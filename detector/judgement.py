@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -30,6 +31,10 @@ class JudgedEpisode(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     episode: Episode
     """By the numbers of all requests."""
+    began: float
+    """Monotonic seconds of the step at which it began, or of the arrival of its first request."""
+    ended: float = math.inf
+    """When the first healthy request arrived; inf: it lasts."""
     why: str = ""
     """The last diagnosis in a sentence; empty where there is none."""
     remedies: tuple[str, ...] = ()
@@ -57,14 +62,10 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.cycles.values(), key=lambda one: one.e_value, default=CycleVerdict())
 
     def in_episode(self, answer: JudgedAnswer) -> bool:
-        """Whether a collapse of its backend reaches into this answer; a canary is taken by the backend's phase."""
-        if answer.request is None:
-            return answer.phase is not Phase.HEALTHY
+        """Whether a collapse of its backend reaches into this answer: they overlap in time."""
+        its = answer.observation
         return any(
-            one.backend == answer.observation.backend
-            and one.episode.onset_request <= answer.request
-            and (one.episode.end_request is None or answer.request < one.episode.end_request)
-            for one in self.episodes
+            one.backend == its.backend and its.started < one.ended and its.ended > one.began for one in self.episodes
         )
 
 
@@ -102,8 +103,9 @@ def judge(observations: Iterable[Observation], config: WatchConfig, steps: Seque
                 cause=verdict.cause,
             )
         )
+    by_number = {answer.request: answer for answer in answers if answer.request is not None}
     episodes = [
-        _judged(backend, episode, numbers.get(backend, []), requests, diagnoses.get(backend, {}).get(index))
+        _judged(backend, episode, numbers.get(backend, []), by_number, diagnoses.get(backend, {}).get(index))
         for backend, watch in watches.items()
         for index, episode in enumerate(watch.episodes, start=watch.episodes_total - len(watch.episodes))
     ]
@@ -132,13 +134,13 @@ def _judged(
     backend: str,
     episode: Episode,
     numbers: list[int],
-    requests: int,
+    answers: dict[int, JudgedAnswer],
     diagnosis: tuple[str, tuple[str, ...]] | None,
 ) -> JudgedEpisode:
     """An episode by the numbers of all requests; one that a canary decided belongs to the next request."""
 
     def number(index: int) -> int:
-        return numbers[index] if index < len(numbers) else requests
+        return numbers[index] if index < len(numbers) else len(answers)
 
     renumbered = msgspec.structs.replace(
         episode,
@@ -147,4 +149,21 @@ def _judged(
         end_request=None if episode.end_request is None else number(episode.end_request),
     )
     why, remedies = diagnosis or ("", ())
-    return JudgedEpisode(backend=backend, episode=renumbered, why=why, remedies=remedies)
+    last = answers.get(renumbered.end_request) if renumbered.end_request is not None else None
+    return JudgedEpisode(
+        backend=backend,
+        episode=renumbered,
+        began=_began(answers.get(renumbered.onset_request), renumbered.onset_step),
+        ended=math.inf if last is None else last.observation.started,
+        why=why,
+        remedies=remedies,
+    )
+
+
+def _began(first: JudgedAnswer | None, step: int | None) -> float:
+    """When an episode began that is known by its first answer and perhaps the step in it."""
+    if first is None:
+        return math.inf
+    if step is not None and 0 <= step < len(first.steps):
+        return first.steps[step].at
+    return first.observation.started

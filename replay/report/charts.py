@@ -58,8 +58,8 @@ class _Scale(NamedTuple):
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / self.top)
 
 
-def draw(chart: Chart, answers: Sequence[JudgedAnswer], episodes: Sequence[JudgedEpisode]) -> Markup | None:
-    """One chart of one backend's answers in order; None where no value is known."""
+def draw(chart: Chart, answers: Sequence[JudgedAnswer], episodes: Sequence[tuple[int, JudgedEpisode]]) -> Markup | None:
+    """One chart of one backend's answers in order, with its episodes by number; None where no value is known."""
     points = _points([(chart.value(answer), answer.phase is Phase.COLLAPSED) for answer in answers])
     if not points:
         return None
@@ -158,13 +158,15 @@ def _reference(reference: float | None, scale: _Scale) -> Markup | None:
     )
 
 
-def _marks(answers: Sequence[JudgedAnswer], episodes: Sequence[JudgedEpisode], scale: _Scale) -> list[Markup]:
+def _marks(
+    answers: Sequence[JudgedAnswer], episodes: Sequence[tuple[int, JudgedEpisode]], scale: _Scale
+) -> list[Markup]:
     """A line where each episode began, inside its answer where the step is known."""
     if len(episodes) > MAX_EPISODE_MARKS:
         return []
     index_of = {answer.request: index for index, answer in enumerate(answers) if answer.request is not None}
     marks = []
-    for number, one in enumerate(episodes, start=1):
+    for number, one in episodes:
         index = index_of.get(one.episode.onset_request)
         if index is None:
             continue

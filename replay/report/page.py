@@ -68,16 +68,17 @@ def _charts(found: Findings) -> Content:
         "and recovering lightly, collapsed (square points) darker. Numbered lines: where an episode began."
     )
     parts: list[Content] = [element("h2", "Course"), element("p", legend, class_="soft")]
+    numbered = list(enumerate(found.judgement.episodes, start=1))
     for one in found.backends[:MAX_BACKENDS]:
         if len(found.backends) > 1:
             parts.append(element("h3", f"Backend {short(one.name)}"))
-        parts.append(_charts_of(one, [its for its in found.judgement.episodes if its.backend == one.name]))
+        parts.append(_charts_of(one, [(number, its) for number, its in numbered if its.backend == one.name]))
     if len(found.backends) > MAX_BACKENDS:
         parts.append(element("p", f"{len(found.backends) - MAX_BACKENDS} more backends are not drawn."))
     return parts
 
 
-def _charts_of(one: BackendFindings, episodes: Sequence[JudgedEpisode]) -> Content:
+def _charts_of(one: BackendFindings, episodes: Sequence[tuple[int, JudgedEpisode]]) -> Content:
     healthy = one.healthy
     step = None if healthy.step_seconds is None else healthy.step_seconds * 1e3
     charts = (
@@ -181,9 +182,10 @@ def _cost_model(found: Findings) -> Content:
 
 
 def _conclusion(line: str) -> Markup:
-    said, mark, argument = f"{line[0].upper()}{line[1:]}".partition("--speculative-config '")
+    sentence = f"{line[0].upper()}{line[1:]}"
+    said, mark, argument = sentence.partition("--speculative-config '")
     if not mark:
-        return element("p", line)
+        return element("p", sentence)
     return element("p", said, element("code", mark + argument))
 
 
@@ -237,33 +239,23 @@ def _table(
 ) -> Markup:
     """A table; the columns named in ``text`` are aligned as words, the rows marked in ``chosen`` stand out."""
     classes = ["text" if name in text else None for name in head]
-    return element(
-        "div",
+    titles = [element("th", name, class_=its, scope="col") for name, its in zip(head, classes, strict=True)]
+    lines = [
         element(
-            "table",
-            None if caption is None else element("caption", caption),
-            element(
-                "thead",
-                element("tr", [element("th", name, class_=its, scope="col") for name, its in _pairs(head, classes)]),
-            ),
-            element(
-                "tbody",
-                [
-                    element(
-                        "tr",
-                        [element("td", cell, class_=its) for cell, its in _pairs(row, classes)],
-                        class_="chosen" if number < len(chosen) and chosen[number] else None,
-                    )
-                    for number, row in enumerate(rows)
-                ],
-            ),
-        ),
-        class_="scroll",
-    )
+            "tr",
+            [element("td", cell, class_=its) for cell, its in zip(row, classes, strict=True)],
+            class_="chosen" if number < len(chosen) and chosen[number] else None,
+        )
+        for number, row in enumerate(rows)
+    ]
+    table = element("table", element("thead", element("tr", titles)), element("tbody", lines))
+    # Beside the table and not in it: a caption would scroll away with a wide one.
+    return Markup(_soft(caption) + element("div", table, class_="scroll"))
 
 
-def _pairs(cells: Sequence[str], classes: Sequence[str | None]) -> Iterable[tuple[str, str | None]]:
-    return zip(cells, classes, strict=True)
+def _soft(text: str | None) -> Markup:
+    """A paragraph that explains."""
+    return Markup("") if text is None else element("p", text, class_="soft")
 
 
 def _place(request: int, step: int | None) -> str:

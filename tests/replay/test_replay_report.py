@@ -332,7 +332,7 @@ def judged(index: int, rate: float | None, phase: Phase = Phase.HEALTHY) -> Judg
 
 
 def chart(
-    answers: list[JudgedAnswer], episodes: tuple[JudgedEpisode, ...] = (), reference: float | None = None
+    answers: list[JudgedAnswer], episodes: tuple[tuple[int, JudgedEpisode], ...] = (), reference: float | None = None
 ) -> str | None:
     return draw(
         Chart("Rate", "tok/s", lambda one: one.observation.decode_tokens_per_second, reference), answers, episodes
@@ -371,8 +371,8 @@ def test_many_answers_are_drawn_as_spreads() -> None:
 
 def test_an_onset_is_drawn_at_its_step_and_phases_are_shaded() -> None:
     answers = [judged(index, 100.0, Phase.COLLAPSED if index in (2, 3) else Phase.HEALTHY) for index in range(5)]
-    episode = JudgedEpisode(backend="b", episode=Episode(onset_request=1, onset_step=50, detected_request=2))
-    svg = ET.fromstring(str(chart(answers, (episode,), 90.0)))
+    episode = JudgedEpisode(backend="b", episode=Episode(onset_request=1, onset_step=50, detected_request=2), began=0.0)
+    svg = ET.fromstring(str(chart(answers, ((7, episode),), 90.0)))
     shapes = {one.get("class"): one for one in svg.iter() if one.get("class")}
     width = 960 - 56 - 8
     assert float(shapes["onset"].attrib["x1"]) == pytest.approx(56 + width * 1.5 / 5, abs=0.01)
