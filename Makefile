@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-.PHONY: run test check bench bench-detect bench-cycle engine engine-kill replay-engine interchange main-job bench-supervise operations lock clean
+.PHONY: run test check bench bench-detect bench-cycle bench-tune engine engine-kill replay-engine interchange main-job bench-supervise operations lock clean
 
 run: $(VENV)/.installed  ## the proxy in front of the embedded emulator, ready for any OpenAI client
 	$(BIN)/specbreaker serve $(ARGS)
@@ -30,6 +30,9 @@ endif
 bench-cycle: $(VENV)/.installed  ## what clients get over a collapse cycle, beside the peers: docs/results/cycle.md
 	tests/bench/peers.sh install
 	$(BIN)/python tests/bench/cycle.py --page docs/results/cycle.md $(ARGS)
+
+bench-tune: $(VENV)/.installed  ## what `tune` advises from recordings at several K, ARGS="--captures DIR": docs/results/tune.md
+	$(BIN)/python -m tests.bench.tune_captures --output docs/results/tune.md $(ARGS)
 
 engine: $(VENV)/.installed  ## a real vLLM with DFlash on this CPU, and the end-to-end tests against it
 	tests/engine/setup.sh install

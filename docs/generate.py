@@ -240,6 +240,8 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "help replay run": lambda: help_text("replay", "run"),
     "help replay compare": lambda: help_text("replay", "compare"),
     "help replay convert": lambda: help_text("replay", "convert"),
+    "help report": lambda: help_text("report"),
+    "help tune": lambda: help_text("tune"),
     "help doctor": lambda: help_text("doctor"),
     "help config": lambda: help_text("config"),
     "help config check": lambda: help_text("config", "check"),

@@ -21,6 +21,8 @@ from proxy.version import VERSION
 from replay.cli import replay_group
 from replay.detect import detect_command
 from replay.emulator.cli import emulate_command
+from replay.report.command import report_command
+from replay.tune_command import tune_command
 
 log = logging.getLogger("specbreaker.serve")
 
@@ -213,6 +215,8 @@ def doctor_command(path: str | None) -> None:
 main.add_command(detect_command)
 main.add_command(emulate_command)
 main.add_command(replay_group)
+main.add_command(report_command)
+main.add_command(tune_command)
 
 if __name__ == "__main__":
     main()

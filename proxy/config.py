@@ -175,6 +175,23 @@ class Record(Section, frozen=True):
     """... or this age."""
 
 
+class Tracing(Section, frozen=True):
+    """A span for each measured answer, to an OpenTelemetry collector. Needs the extra specbreaker[opentelemetry]."""
+
+    endpoint: str | None = None
+    """URL of an OTLP/HTTP receiver with its path: "http://127.0.0.1:4318/v1/traces". None: no spans."""
+    service_name: str = "specbreaker"
+    """What the spans are filed under (service.name)."""
+    sample_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    """Share of the traces begun here that are sent. With a traceparent its sampled flag decides."""
+    max_queued_spans: Annotated[int, msgspec.Meta(ge=1)] = 2048
+    """Spans that may wait to be sent; more are dropped and counted."""
+    export_seconds: Seconds = 5.0
+    """How often waiting spans are sent, if there are not many."""
+    timeout_seconds: Seconds = 5.0
+    """Longest time that a delivery may take, retries included; also of the last one, when the proxy ends."""
+
+
 class Log(Section, frozen=True):
     """What is written to standard error."""
 
@@ -196,6 +213,7 @@ class Config(Section, frozen=True):
     effects: Effects = msgspec.field(default_factory=Effects)
     continuation: Continuation = msgspec.field(default_factory=Continuation)
     record: Record = msgspec.field(default_factory=Record)
+    tracing: Tracing = msgspec.field(default_factory=Tracing)
     log: Log = msgspec.field(default_factory=Log)
 
 
@@ -279,13 +297,9 @@ def _check(config: Config, origin: str) -> None:
     names: set[str] = set()
     for index, backend in enumerate(config.backends):
         place = f"{origin}: backends[{index}]"
-        parts = urlsplit(backend.url)
-        try:
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if not usable:
+        if not _is_http(backend.url):
             raise ConfigError(f'{place}.url: not a URL: "{backend.url}" (write http://HOST:PORT)')
+        parts = urlsplit(backend.url)
         if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
             raise ConfigError(f'{place}.url: only scheme, host and port: "{backend.url}" (clients add the path)')
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", backend.name):
@@ -297,6 +311,9 @@ def _check(config: Config, origin: str) -> None:
             raise ConfigError(f"{place}.api_key_env: the variable {backend.api_key_env} is not set")
     if config.backends and sum(backend.role == "primary" for backend in config.backends) != 1:
         raise ConfigError(f'{origin}: backends: exactly one must have role = "primary"')
+    if config.tracing.endpoint is not None and not _is_http(config.tracing.endpoint):
+        place = f"{origin}: tracing.endpoint"
+        raise ConfigError(f'{place}: not a URL: "{config.tracing.endpoint}" (write http://HOST:4318/v1/traces)')
     check_effects(config.effects, config.ladder, names, origin)
     smallest = config.policy.canary_tokens
     for key in ("canary_max_tokens", "canary_burst_tokens"):
@@ -308,6 +325,15 @@ def _check(config: Config, origin: str) -> None:
         raise ConfigError(f"{origin}: server: tls_certificate_file and tls_key_file go together")
     if config.server.agent is not None:
         parse_address(config.server.agent, f"{origin}: server.agent")
+
+
+def _is_http(url: str) -> bool:
+    """It can be connected to."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def parse_address(text: str, place: str = "address") -> tuple[str, int]:

@@ -44,6 +44,7 @@ from proxy.gateway import Gateway
 from proxy.metrics import Metrics
 from proxy.recording import Recording
 from proxy.routing import Routing
+from proxy.tracing import Tracing
 from proxy.upstream import Away, Backend
 
 FAILURES_TO_LEAVE: Final = 2
@@ -94,6 +95,7 @@ class Control:
         metrics: Metrics,
         recording: Recording,
         session: aiohttp.ClientSession,
+        tracing: Tracing,
     ) -> None:
         self.config = config
         self.watched = {name: Watched(backend) for name, backend in backends.items()}
@@ -114,6 +116,7 @@ class Control:
         self._metrics = metrics
         self._recording = recording
         self._session = session
+        self._tracing = tracing
         self._canary: asyncio.Task[None] | None = None
         self.publish()
 
@@ -134,7 +137,8 @@ class Control:
     def handle(self, event: Event) -> None:
         """Take one fact in."""
         match event:
-            case Measured(observation):
+            case Measured(observation, trace):
+                self._tracing.span(observation, trace, self.watched[observation.backend])
                 self._measured(observation)
             case Stepped():
                 self._stepped(event)
@@ -216,6 +220,8 @@ class Control:
     def _sampled(self, name: str, sample: EngineSample, version: str | None) -> None:
         watched = self.watched[name]
         before = watched.sample
+        if version and version != watched.version:
+            self._recording.event("engine_version", name, {"version": version})
         watched.sample, watched.version = sample, version
         watched.watch.update_engine(sample)
         self._metrics.sampled(name, sample)

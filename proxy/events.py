@@ -9,12 +9,15 @@ import msgspec
 
 from detector.observation import EngineSample, Observation, Step
 from proxy.effects.protocol import Outcome
+from proxy.tracing import TraceContext
 
 
 class Measured(msgspec.Struct, frozen=True):
     """An answer ended and was measured."""
 
     observation: Observation
+    trace: TraceContext | None = None
+    """What the client said of the trace that it belongs to; only read where spans are made."""
 
 
 class Stepped(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from proxy.events import Events, Measured, Stepped
 from proxy.metrics import Metrics
 from proxy.probes import NOTHING_COUNTED, Counted, Probe
 from proxy.recording import Recording
+from proxy.tracing import TraceContext, trace_context
 
 if TYPE_CHECKING:
     from proxy.messages import Request
@@ -57,6 +58,7 @@ class Tap:
         self.meter: Meter | None = None
         self.steps: list[Step] = []
         self.steps_omitted = 0
+        self.trace: TraceContext | None = None
         self.response_bytes = 0
         self.broken = False
         self._measurement = measurement
@@ -137,7 +139,17 @@ class Tap:
 class Measurement:
     """Reads all taps, and turns finished ones into Observations."""
 
-    def __init__(self, events: Events, recording: Recording, metrics: Metrics, interval_seconds: float) -> None:
+    def __init__(
+        self,
+        events: Events,
+        recording: Recording,
+        metrics: Metrics,
+        interval_seconds: float,
+        *,
+        traced: bool = False,
+    ) -> None:
+        """traced: spans are made of the answers."""
+        self._traced = traced
         self._events = events
         self._metrics = metrics
         self._recording = recording
@@ -203,6 +215,8 @@ class Measurement:
         if tap.unrecorded is not None:
             (request, body), tap.unrecorded = tap.unrecorded, None
             self._recording.request(request, tap.facts, tap.started, body)
+            if self._traced:
+                tap.trace = trace_context(request)
         if tap.broken:
             return
         try:
@@ -255,7 +269,7 @@ class Measurement:
             self._count(tap, None, ending)
             return
         self._count(tap, observation.status, observation.ending)
-        self._events.put(Measured(observation))
+        self._events.put(Measured(observation, tap.trace))
         self._recording.response(observation, tap.steps, tap.steps_omitted, tap.response_bytes)
 
     def _count(self, tap: Tap, status: int | None, ending: Ending) -> None:

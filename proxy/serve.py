@@ -38,6 +38,7 @@ from proxy.probes import Probe
 from proxy.recording import Recording
 from proxy.reload import Reload
 from proxy.server import ClientConnection
+from proxy.tracing import Tracing
 from proxy.upstream import Away, Backend
 
 BACKLOG = 1024
@@ -109,22 +110,24 @@ async def running(config: Config, away: Mapping[str, Away] | None = None) -> Asy
     for name, reason in (away or {}).items():
         backends[name].away = reason
     recording = Recording(config)
-    measurement = Measurement(events, recording, metrics, config.measure.interval_seconds)
+    tracing = Tracing(config.tracing)
+    measurement = Measurement(events, recording, metrics, config.measure.interval_seconds, traced=tracing.on)
     gateway = Gateway(config, gate, tuple(backends.values()), measurement, metrics, events)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(recording.close)
+        stack.push_async_callback(tracing.close)
         session = await stack.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(keepalive_timeout=4), auto_decompress=True)
         )
         gateway.continuations = Continuations(config, session, metrics, recording)
-        control = Control(config, backends, events, gateway, metrics, recording, session)
+        control = Control(config, backends, events, gateway, metrics, recording, session, tracing)
         stack.push_async_callback(control.close)
         for name in backends:
             metrics.backend(name)
         executor = make_executor(config, backends, session, events)
         stack.push_async_callback(executor.close)
         control.begin, control.tell = executor.start, executor.tell
-        metrics.add_collector(_counts(events, measurement, recording, gateway, executor))
+        metrics.add_collector(_counts(events, measurement, recording, gateway, executor, tracing))
         metrics.add_collector(_serving(gateway))
         probes = [
             Probe(backend, session, events, config.measure) for backend in backends.values() if backend.settings.metrics
@@ -227,7 +230,12 @@ async def _stop(tasks: list[asyncio.Task[None]]) -> None:
 
 
 def _counts(
-    events: Events, measurement: Measurement, recording: Recording, gateway: Gateway, executor: Executor
+    events: Events,
+    measurement: Measurement,
+    recording: Recording,
+    gateway: Gateway,
+    executor: Executor,
+    tracing: Tracing,
 ) -> Callable[[], Iterable[Metric]]:
     def collect() -> Iterable[Metric]:
         yield series.counter("observations_dropped", "Facts that did not fit into the queue.", events.dropped)
@@ -235,6 +243,8 @@ def _counts(
         yield series.gauge("requests_held", "Requests that wait for an engine to come back.", len(gateway.holding))
         remaining = executor.budget.remaining(time.monotonic())
         yield series.gauge("restart_budget_remaining", "Restarts that may be made now.", remaining)
+        yield series.counter("spans_sent", "Spans that the collector took.", tracing.sent)
+        yield series.counter("spans_dropped", "Spans that it did not get.", tracing.dropped)
         counts = recording.counts()
         if counts is not None:
             yield series.counter("record_bytes", "Bytes written to session files.", counts.bytes_written)

@@ -113,16 +113,26 @@ def _speculation(changes: dict[str, Any]) -> SpeculationCounts | None:
     )
 
 
+def speculative_config(header: dict[str, Any]) -> dict[str, Any]:
+    """The speculative config in the command that served; empty where there is none, or none that can be read."""
+    command = header.get("served_with")
+    if not isinstance(command, list):
+        return {}
+    words = [word for argument in command for word in str(argument).split("=", 1)]
+    for name, value in pairwise(words):
+        if name in ("--speculative-config", "-sc"):
+            try:
+                return members(json.loads(value))
+            except (ValueError, RecursionError):
+                return {}
+    return {}
+
+
 def _served_draft_length(header: dict[str, Any]) -> int | None:
     """K in the command that served; 0 where it has no speculative config, None where there is no command."""
     command = header.get("served_with")
     if not isinstance(command, list):
         return None
-    words = [word for argument in command for word in str(argument).split("=", 1)]
-    for name, value in pairwise(words):
-        if name in ("--speculative-config", "-sc"):
-            try:
-                return count(members(json.loads(value)).get("num_speculative_tokens"))
-            except ValueError:
-                return None
-    return 0
+    if not any(str(argument).split("=", 1)[0] in ("--speculative-config", "-sc") for argument in command):
+        return 0
+    return count(speculative_config(header).get("num_speculative_tokens"))

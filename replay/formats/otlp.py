@@ -12,12 +12,11 @@ from typing import Any
 
 import msgspec
 
-from detector.observation import Observation
 from replay.conversations import predecessors, prompts_of
 from replay.formats.base import Carries, Format, FormatError, body_of, line
+from replay.genai import operation_of, response_attributes, span_name, speculation_attributes
 from replay.recorded import Exchange, Recorded
 
-_OPERATIONS = {"chat": "chat", "completions": "text_completion", "responses": "chat", "messages": "chat"}
 _SAMPLING = ("temperature", "top_p", "top_k", "seed", "max_tokens", "frequency_penalty", "presence_penalty")
 _CLIENT_SPAN = 3
 ERROR = 2
@@ -73,14 +72,13 @@ def _encoded(span: Span) -> dict[str, Any]:
 def _span(exchange: Exchange, index: int, conversation: str) -> Span:
     observation = exchange.observation
     assert observation is not None
-    operation = _OPERATIONS.get(observation.facts.route, "text_completion")
     begin = observation.started_unix
-    attributes = {"gen_ai.operation.name": operation, "gen_ai.conversation.id": conversation}
-    attributes |= _request(exchange) | _response(observation) | _speculation(observation)
+    attributes = {"gen_ai.operation.name": operation_of(observation), "gen_ai.conversation.id": conversation}
+    attributes |= _request(exchange) | response_attributes(observation) | speculation_attributes(observation)
     return Span(
         trace_id=hashlib.blake2b(conversation.encode(), digest_size=16).hexdigest(),
         span_id=hashlib.blake2b(f"{index}/{conversation}".encode(), digest_size=8).hexdigest(),
-        name=f"{operation} {observation.facts.model or ''}".strip(),
+        name=span_name(observation),
         started_unix=begin,
         ended_unix=begin + observation.ended - observation.started,
         attributes={name: value for name, value in attributes.items() if value is not None},
@@ -122,23 +120,6 @@ def _message(message: Any) -> dict[str, Any]:
         named = {"id": call.get("id"), "name": function.get("name"), "arguments": function.get("arguments")}
         parts.append({"type": "tool_call", **named})
     return {"role": role, "parts": parts}
-
-
-def _response(observation: Observation) -> dict[str, Any]:
-    reasons = None if observation.finish_reason is None else [observation.finish_reason]
-    return {
-        "gen_ai.response.finish_reasons": reasons,
-        "gen_ai.response.time_to_first_chunk": observation.ttft_seconds,
-        "gen_ai.usage.input_tokens": observation.prompt_tokens,
-        "gen_ai.usage.output_tokens": observation.completion_tokens,
-        "gen_ai.usage.cache_read.input_tokens": observation.cached_tokens,
-        "error.type": observation.ending.value if observation.ending.failed else None,
-    }
-
-
-def _speculation(observation: Observation) -> dict[str, Any]:
-    names = ("acceptance_length", "verify_steps", "step_seconds", "num_speculative_tokens", "decode_tokens_per_second")
-    return {f"specbreaker.{name}": getattr(observation, name) for name in names}
 
 
 def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
