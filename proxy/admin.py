@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from detector.policy.explanation import explain
 from proxy.actions import Actions
+from proxy.agent_check import serving_degraded
 from proxy.control import Control, Watched, request_fields
 from proxy.effects.executor import Executor
 from proxy.gateway import Gateway
@@ -67,9 +68,14 @@ class Admin:
             return web.json_response({"status": "draining"}, status=503)
         backends = self._control.watched.values()
         if any(watched.reachable and watched.backend.away is None for watched in backends):
-            return web.json_response({"status": "ready"})
+            return web.json_response({"status": "ready"}, headers=self._advice())
         away = [watched.backend.away.reason for watched in backends if watched.backend.away is not None]
         return web.json_response({"status": away[0] if away else "no backend can be reached"}, status=503)
+
+    def _advice(self) -> dict[str, str]:
+        """For Envoy: it sends a degraded host requests only while the others do not suffice."""
+        told = self._gateway.settings.policy.canaries_without_traffic
+        return {"x-envoy-degraded": "true"} if told and serving_degraded(self._gateway, self._control) else {}
 
     async def _metrics_text(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.text(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})

@@ -135,6 +135,9 @@ class Policy(Section, frozen=True):
     """What a canary asks. Its answer goes nowhere."""
     canary_timeout_seconds: Seconds = 60.0
     """A canary that is not done by then has failed."""
+    canaries_without_traffic: bool = False
+    """For balancers that send a degraded engine nothing: /readyz then says x-envoy-degraded, and canaries find out, in
+    every mode, when the engine is well again."""
     prefill_tokens_per_second: PerSecond = 5000.0
     """How fast an engine reads a prompt that is not in its cache: with it, a long conversation stays where its prefix
     is cached, as long as moving costs more than it brings."""
