@@ -10,16 +10,17 @@ from typing import Any, Final
 
 import msgspec
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from detector.policy.explanation import explain
 from proxy.actions import Actions
 from proxy.agent_check import serving_degraded
 from proxy.control import Control, Watched, request_fields
 from proxy.effects.executor import Executor
+from proxy.exposition import joined
 from proxy.gateway import Gateway
 from proxy.metrics import Metrics
 from proxy.recording import Recording
+from proxy.upstream_metrics import UpstreamMetrics
 from proxy.version import VERSION
 
 PAGE: Final = Path(__file__).with_name("page.html")
@@ -40,6 +41,8 @@ class Admin:
     ) -> None:
         self.engine: Callable[[], dict[str, Any]] | None = None
         """What `supervise` says of the engine that it runs."""
+        self.upstream_metrics: UpstreamMetrics | None = None
+        """Where the engines' own metrics come from; None: they are not part of ours."""
         self._executor = executor
         self._actions = actions
         self._control = control
@@ -77,8 +80,12 @@ class Admin:
         told = self._gateway.settings.policy.canaries_without_traffic
         return {"x-envoy-degraded": "true"} if told and serving_degraded(self._gateway, self._control) else {}
 
-    async def _metrics_text(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.text(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+    async def _metrics_text(self, request: web.Request) -> web.Response:
+        engines = await self.upstream_metrics.read() if self.upstream_metrics is not None else None
+        body, content_type = self._metrics.exposition(request.headers.get("accept", ""))
+        if engines is not None:
+            body = joined(body, engines.text(openmetrics=content_type.startswith("application/openmetrics-text")))
+        return web.Response(body=body, headers={"content-type": content_type})
 
     async def _status(self, _: web.Request) -> web.Response:
         return _json(self.status())

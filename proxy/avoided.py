@@ -18,6 +18,7 @@ class Avoided:
     def __init__(self) -> None:
         self.wake_at: float | None = None
         """When to ask again with ``due``; None: no canary is waited for."""
+        self._begun = 0
         self._account = PolicyState()
         """Of it, only what concerns canaries."""
 
@@ -30,22 +31,25 @@ class Avoided:
             self._account = msgspec.structs.replace(self._account, canary_seconds=took, canary_sent_at=None)
             self.wake_at = now + canaries.wait_seconds(self._account, config, jitter)
 
-    def due(self, now: float, config: PolicyConfig, *, degraded: bool, busy: bool) -> int | None:
+    def due(self, now: float, config: PolicyConfig, *, degraded: bool, begun: int, out: bool) -> int | None:
         """Tokens that a canary should ask for now; None: send none.
 
-        degraded: the engine is, and serves all the same. busy: answers are under way, which will tell as much.
+        degraded: the engine is, and serves all the same. begun: requests that it has ever been sent, canaries included;
+        where clients still send some, their answers tell as much. out: a canary has not come back yet.
         """
         if not degraded:
             self.wake_at = None
             self._account = msgspec.structs.replace(self._account, canaries=0, canary_sent_at=None)
             return None
         if self.wake_at is None:
-            self.wake_at = now + config.dwell_seconds
+            self.wake_at, self._begun = now + config.dwell_seconds, begun
             return None
         if now < self.wake_at:
             return None
         self.wake_at = now + config.canary_interval_seconds
-        if busy:
+        asked, self._begun = begun > self._begun, begun
+        if asked or out:
             return None
+        self._begun += 1  # the canary's own
         self._account = canaries.sent(self._account, now, config)
         return self._account.canary_out_tokens

@@ -178,6 +178,13 @@ class Record(Section, frozen=True):
     """... or this age."""
 
 
+class Metrics(Section, frozen=True):
+    """What /metrics on the admin port says."""
+
+    include_upstream: bool = False
+    """Also the engines' own series, each with a label "backend": one scrape then feeds the engine's dashboards, too."""
+
+
 class Log(Section, frozen=True):
     """What is written to standard error."""
 
@@ -199,6 +206,7 @@ class Config(Section, frozen=True):
     effects: Effects = msgspec.field(default_factory=Effects)
     continuation: Continuation = msgspec.field(default_factory=Continuation)
     record: Record = msgspec.field(default_factory=Record)
+    metrics: Metrics = msgspec.field(default_factory=Metrics)
     log: Log = msgspec.field(default_factory=Log)
 
 

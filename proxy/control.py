@@ -367,8 +367,8 @@ class Control:
         backend = watched.backend
         wanted = self.config.policy.canaries_without_traffic and self._gateway.routing.order[0] is backend
         degraded = wanted and watched.watch.verdict.degraded and watched.reachable and backend.away is None
-        busy = bool(backend.exchanges) or (self._canary is not None and not self._canary.done())
-        tokens = self._avoided.due(time.monotonic(), self.policy, degraded=degraded, busy=busy)
+        out = self._canary is not None and not self._canary.done()
+        tokens = self._avoided.due(time.monotonic(), self.policy, degraded=degraded, begun=backend.begun, out=out)
         if tokens is not None:
             self._begin_canary(backend.name, tokens)
 

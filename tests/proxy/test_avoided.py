@@ -26,9 +26,9 @@ def canaries_of(
 ) -> list[tuple[float, int]]:
     """When canaries go out, and what they ask for, while the engine stays degraded; each answer takes ``took``."""
     sent = []
-    assert avoided.due(0.0, config, degraded=True, busy=False) is None
+    assert avoided.due(0.0, config, degraded=True, begun=0, out=False) is None
     while (now := avoided.wake_at) is not None and now < end:
-        tokens = avoided.due(now, config, degraded=True, busy=False)
+        tokens = avoided.due(now, config, degraded=True, begun=len(sent), out=False)
         if tokens is not None:
             sent.append((now, tokens))
             avoided.answered(observation(canary=True), now + took, config, 0.0)
@@ -51,7 +51,7 @@ def observation(*, canary: bool, tokens: int = 100) -> Observation:
 
 def test_a_healthy_engine_gets_none() -> None:
     avoided = Avoided()
-    assert avoided.due(0.0, CONFIG, degraded=False, busy=False) is None
+    assert avoided.due(0.0, CONFIG, degraded=False, begun=0, out=False) is None
     assert avoided.wake_at is None
 
 
@@ -74,20 +74,23 @@ def test_without_budget_one_of_the_smallest_goes_out_per_longest_wait() -> None:
 def test_answers_of_clients_earn_tokens() -> None:
     avoided = Avoided()
     canaries_of(avoided, 30.0)
-    avoided.due(30.0, CONFIG, degraded=False, busy=False)
+    avoided.due(30.0, CONFIG, degraded=False, begun=0, out=False)
     avoided.answered(observation(canary=False, tokens=400), 31.0, CONFIG, 0.0)
-    avoided.due(32.0, CONFIG, degraded=True, busy=False)
-    assert avoided.due(34.0, CONFIG, degraded=True, busy=False) == 100
+    avoided.due(32.0, CONFIG, degraded=True, begun=0, out=False)
+    assert avoided.due(34.0, CONFIG, degraded=True, begun=0, out=False) == 100
     avoided.answered(observation(canary=True), 34.5, CONFIG, 0.0)
     assert avoided.wake_at == 34.5 + CONFIG.canary_interval_seconds
 
 
-def test_while_clients_ask_none_is_needed() -> None:
+def test_while_clients_ask_or_a_canary_is_out_none_is_sent() -> None:
     avoided = Avoided()
-    avoided.due(0.0, CONFIG, degraded=True, busy=False)
-    assert avoided.due(2.0, CONFIG, degraded=True, busy=True) is None
+    avoided.due(0.0, CONFIG, degraded=True, begun=7, out=False)
+    assert avoided.due(2.0, CONFIG, degraded=True, begun=8, out=False) is None
     assert avoided.wake_at == 3.0
-    assert avoided.due(3.0, CONFIG, degraded=True, busy=False) == 100
+    assert avoided.due(3.0, CONFIG, degraded=True, begun=8, out=True) is None
+    assert avoided.due(4.0, CONFIG, degraded=True, begun=8, out=False) == 100
+    avoided.answered(observation(canary=True), 4.5, CONFIG, 0.0)
+    assert avoided.due(5.5, CONFIG, degraded=True, begun=9, out=False) == 100
 
 
 # ---- wired -----------------------------------------------------------------------------------------------------------
@@ -156,9 +159,8 @@ def test_recovery_begins_the_sizes_anew(degraded: bool) -> None:
     avoided = Avoided()
     config = msgspec.structs.replace(CONFIG, canary_burst_tokens=100_000.0)
     assert canaries_of(avoided, 60.0, config=config)[-1][1] > 100
-    avoided.due(60.0, config, degraded=degraded, busy=False)
-    avoided.due(70.0, config, degraded=True, busy=True)
-    avoided.due(80.0, config, degraded=True, busy=True)
-    tokens = avoided.due(90.0, config, degraded=True, busy=False)
+    avoided.due(200.0, config, degraded=degraded, begun=100, out=False)
+    avoided.due(300.0, config, degraded=True, begun=100, out=False)
+    tokens = avoided.due(400.0, config, degraded=True, begun=100 + degraded, out=False)
     assert tokens is not None
     assert (tokens > 100) is degraded
