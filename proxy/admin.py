@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from detector.policy.explanation import explain
+from proxy import runbooks
 from proxy.actions import Actions
 from proxy.agent_check import serving_degraded
 from proxy.control import Control, Watched, request_fields
@@ -60,6 +61,7 @@ class Admin:
         app.router.add_get("/status", self._status)
         app.router.add_get("/explain", self._explain)
         app.router.add_get("/", self._page)
+        runbooks.add_routes(app)
         self._actions.add_routes(app)
         return app
 
@@ -200,5 +202,5 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPNotFound:
-        known = "/healthz /readyz /metrics /status /explain, and POST /actions/..."
+        known = "/healthz /readyz /metrics /status /explain /runbooks/, and POST /actions/..."
         return web.json_response({"error": f"{request.path}: no such page; there are {known}"}, status=404)

@@ -31,7 +31,7 @@ class Server(Section, frozen=True):
     listen: str = "127.0.0.1:8900"
     """HOST:PORT of the serving port: what clients use as base_url (with /v1)."""
     admin: str = "127.0.0.1:8901"
-    """HOST:PORT of the admin port: /healthz /readyz /metrics /status /explain."""
+    """HOST:PORT of the admin port: /healthz /readyz /metrics /status /explain /runbooks."""
     admin_token_file: str | None = None
     """File with the token that POST /actions/... asks for, as "Authorization: Bearer TOKEN". None: they are refused."""
     api_key_file: str | None = None
