@@ -109,7 +109,7 @@ async def test_unknown_pages_name_the_known_ones(method: str) -> None:
         assert answer.status == 404
         error = (await answer.json())["error"]
     assert (
-        error == "/nothing: no such page; there are /healthz /readyz /metrics /status /explain, and POST /actions/..."
+        error == "/nothing: no such page; there are /healthz /readyz /metrics /status /explain /runbooks/, and POST /actions/..."
     )
 
 
