@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from deployed import DEPLOY, document, installed, known_metrics, selectors
+from deployed import DEPLOY, ROOT, document, documents, installed, known_metrics, selectors
 
 from proxy.config import load
 from replay.emulator import Emulator, serving
@@ -81,6 +81,15 @@ def test_the_ports_and_labels_are_those_of_the_chart(tmp_path: Path) -> None:
     assert "{}: {}".format(*label) == f"app.kubernetes.io/name: {document(CHART / 'Chart.yaml')['name']}"
 
 
+def test_the_lease_is_all_that_its_role_may_touch() -> None:
+    found = {one["kind"]: one for one in documents(LLM_D / "restart-lease.yaml")}
+    name = found["Lease"]["metadata"]["name"]
+    [rule] = found["Role"]["rules"]
+    assert (rule["resourceNames"], rule["verbs"]) == ([name], ["get", "update"])
+    assert {one["metadata"]["name"] for one in found.values()} == {name}
+    assert f'name = "{name}"' in (ROOT / "docs/fleet.md").read_text(encoding="utf-8")
+
+
 # ---- with the real programs ------------------------------------------------------------------------------------------
 
 
@@ -97,6 +106,11 @@ def test_the_configuration_fits_the_pickers_schema(name: str, tmp_path: Path) ->
     file.write_text(yaml.safe_dump(CONFIGS[name]))
     schema = Path(__file__).with_name("endpointpickerconfig.schema.json")
     run(installed("check-jsonschema"), "--schemafile", schema, file)
+
+
+@pytest.mark.operations
+def test_the_lease_fits_the_schemas_of_kubernetes() -> None:
+    run(installed("kubernetes-validate"), "--strict", LLM_D / "restart-lease.yaml")
 
 
 @pytest.mark.operations

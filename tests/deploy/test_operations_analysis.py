@@ -21,16 +21,6 @@ from replay.session.schema import EventRecord, ResponseRecord
 pytestmark = [pytest.mark.operations, pytest.mark.timeout(300)]
 
 ANALYSIS = DEPLOY / "analysis"
-PROGRAM = """
-import json, sys, duckdb
-view, query, sessions = sys.argv[1:]
-connection = duckdb.connect()
-connection.execute(f"SET VARIABLE sessions = '{sessions}'")
-connection.execute(open(view).read())
-found = connection.execute(open(query).read())
-names = [column[0] for column in found.description]
-print(json.dumps([dict(zip(names, row)) for row in found.fetchall()]))
-"""
 
 
 async def recorded(scenario: str, answers: int, directory: Path) -> None:
@@ -68,8 +58,7 @@ async def test_the_query_finds_the_engine_that_collapses(tmp_path: Path) -> None
     hosts = {"a": ("published", 24), "b": ("healthy", 6)}
     for host, (scenario, answers) in hosts.items():
         await recorded(scenario, answers, tmp_path / f"host={host}")
-    files = (ANALYSIS / "records.duckdb.sql", ANALYSIS / "fleet.sql", f"{tmp_path}/host=*/*.jsonl.zst")
-    command = [installed("duckdb-python"), "-c", PROGRAM, *map(str, files)]
+    command = [installed("duckdb-python"), str(ANALYSIS / "fleet.py"), f"{tmp_path}/host=*/*.jsonl.zst", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     rows: list[dict[str, Any]] = json.loads(done.stdout)
