@@ -1,4 +1,4 @@
-"""The fleet's query on one machine: python fleet.py 'sessions/host=*/*.jsonl.zst' [--json]. Needs the package duckdb."""
+"""The fleet's query on one machine: fleet.py 'sessions/host=*/*.jsonl.zst' [--json]. Needs the package duckdb."""
 
 from __future__ import annotations
 
