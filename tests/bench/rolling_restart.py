@@ -1,4 +1,4 @@
-"""Rolling restarts of specbreaker under load: what clients notice (docs/results/rolling-restart.md, `make bench-rolling`).
+"""Rolling restarts of specbreaker under load, and what clients notice. `make bench-rolling` writes the page of results.
 
 200 agents stream answers one after the other from an emulated engine, each answer on a connection of its own, and a
 prober asks short questions all the time. Meanwhile new processes take over the serving socket, as the systemd units do
@@ -126,8 +126,8 @@ def page(seen: Seen, command: str, load: float, wall: float) -> str:
 
 Written by `make bench-rolling` ({datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {wall:.0f} s): do not edit.
 
-{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()};
-load average before the run {load:.2f}. Command: `{command}`.
+{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores, Python
+{platform.python_version()}; load average before the run {load:.2f}. Command: `{command}`.
 
 {STREAMS} agents stream answers of {TOKENS} tokens, each on a connection of its own; a prober asks for `/v1/models`
 every {1e3 * PROBE_SECONDS:.0f} ms. Processes of specbreaker take over the serving socket from one another (socket
