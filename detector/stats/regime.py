@@ -13,7 +13,7 @@ import msgspec
 
 from detector.stats.clocks import UNKNOWN, ZERO, Clock, ClockReading
 from detector.stats.run_history import RunHistory
-from detector.stats.run_law import DEGRADED_SIGNATURE, HEALTHY_SIGNATURE, RunLaw, learn_law, prior_law
+from detector.stats.run_law import DEGRADED_SIGNATURE, HEALTHY_SIGNATURE, RunLaw, prior_law, with_signature
 from detector.stats.runs import Run
 
 PRIOR_HEALTHY_REQUESTS, PRIOR_DEGRADED_REQUESTS = 300.0, 10.0
@@ -138,7 +138,7 @@ class Durations:
     def turn_probability(self, elapsed: ClockReading, advance: ClockReading) -> float:
         """Probability that the phase ends while the clocks advance, given that it lasted until now."""
         ends = lasts = 0.0
-        for clock, (law, weight) in self._laws.items():
+        for clock, law, weight in self._laws:
             since, more = elapsed.on(clock), advance.on(clock)
             if since is None or more is None:
                 continue
@@ -159,16 +159,19 @@ class Durations:
         laws = dict(self._scored)
         requests = self._history.intervals.get(Clock.REQUESTS)
         laws[Clock.REQUESTS] = (
-            learn_law(requests, self._signature) if requests else prior_law(self._prior_requests, self._signature)
+            with_signature(laws[Clock.REQUESTS], requests, self._signature)
+            if requests
+            else prior_law(self._prior_requests, self._signature)
         )
         scores = {clock: CLOCK_PRIOR[clock] + self._history.scores.get(clock, 0.0) for clock in laws}
         best = max(scores.values())
         weights = {clock: math.exp(score - best) for clock, score in scores.items()}
-        self._laws: dict[Clock, tuple[RunLaw, float]] = {
-            clock: (law, weights[clock] / sum(weights.values()))
+        total = sum(weights.values())
+        self._laws: list[tuple[Clock, RunLaw, float]] = [
+            (clock, law, weights[clock] / total)
             for clock, law in laws.items()
             if weights[clock] > NEGLIGIBLE or clock is Clock.REQUESTS
-        }
+        ]
 
 
 def _kept(beginnings: list[Beginning]) -> list[Beginning]:

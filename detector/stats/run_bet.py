@@ -7,9 +7,9 @@ mixture of uniform laws on (0, m], so a payoff that, averaged from 0 to m, never
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from itertools import pairwise
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
 from detector.stats.clocks import Clock
@@ -20,7 +20,7 @@ REACH = 8.0
 """The bet is planned up to so many times the median length; beyond it pays 1."""
 
 
-class Bet(msgspec.Struct, frozen=True):
+class Bet(NamedTuple):
     """A law of the run's length on one clock, and its projection on the laws without a cycle."""
 
     clock: Clock
@@ -30,10 +30,14 @@ class Bet(msgspec.Struct, frozen=True):
     projected: list[float]
     """Distribution function of the projection at the multiples of ``step``, from 0."""
 
-    def payoff(self, low: float, high: float) -> float:
-        """What the bet would pay, with no other clock to mind, if the run ends in (low, high]."""
-        expected = self._projected_below(high) - self._projected_below(low)
-        return self.law.between(low, high) / max(expected, 1e-12)
+    def payoffs(self, ends: list[float]) -> list[float]:
+        """For each cell that ends here, what the bet would pay, with no other clock to mind, if the run ended in it."""
+        found, below, expected_below = [], 0.0, 0.0
+        for end in ends:
+            likely, expected = self.law.below(end), self._projected_below(end)
+            found.append(max(likely - below, 1e-12) / max(expected - expected_below, 1e-12))
+            below, expected_below = likely, expected
+        return found
 
     def _projected_below(self, length: float) -> float:
         last = (len(self.projected) - 1) * self.step
@@ -51,23 +55,23 @@ def bet_on(law: RunLaw, clock: Clock, unit: float) -> Bet:
     distribution function: Grenander 1956. Law / projection is the growth-optimal e-value (Gruenwald, de Heide, Koolen
     2024, arXiv 1906.07801).
     """
-    middle = law.lengths[bisect_right(law.cumulative, 0.5) - 1] or unit
+    middle = float(law.lengths[law.cumulative.searchsorted(0.5, side="right") - 1]) or unit
     points = min(MAX_GRID, max(8, math.ceil(REACH * middle / unit)))
     step = unit * max(1, math.ceil(REACH * middle / unit / points))
-    cumulative = np.array([law.below(step * at) for at in range(points + 1)])
-    return Bet(clock, law, step, concave_majorant(cumulative).tolist())
+    return Bet(clock, law, step, concave_majorant(law.below_all(step * np.arange(points + 1))).tolist())
 
 
 def concave_majorant(values: Array) -> Array:
     """Least concave majorant of equally spaced values, by pooling adjacent violators."""
-    blocks: list[tuple[float, int]] = []
+    totals: list[float] = []
+    counts: list[int] = []
     for rise in np.diff(values).tolist():
         total, count = rise, 1
-        while blocks and blocks[-1][0] * count <= total * blocks[-1][1]:
-            before = blocks.pop()
-            total, count = total + before[0], count + before[1]
-        blocks.append((total, count))
-    slopes = np.repeat([total / count for total, count in blocks], [count for _, count in blocks])
+        while totals and totals[-1] * count <= total * counts[-1]:
+            total, count = total + totals.pop(), count + counts.pop()
+        totals.append(total)
+        counts.append(count)
+    slopes = np.repeat(np.array(totals) / counts, counts)
     return np.asarray(values[0] + np.concatenate([[0.0], np.cumsum(slopes)]), dtype=np.float64)
 
 
@@ -78,16 +82,19 @@ def spend(bet: Bet, ends: dict[Clock, list[float]]) -> float:
     taken out. No account may be overdrawn, so the payoff averages at most 1 over (0, m] on every clock. It depends on
     the cells up to that one only, not on what would have come after.
     """
-    accounts = dict.fromkeys(ends, 0.0)
-    begin = dict.fromkeys(ends, 0.0)
-    payoff = 1.0
-    for at in range(len(ends[bet.clock])):
-        payoff = bet.payoff(begin[bet.clock], ends[bet.clock][at])
-        widths = {clock: points[at] - begin[clock] for clock, points in ends.items()}
-        for clock, width in widths.items():
-            if width > 0:
-                payoff = min(payoff, 1 + accounts[clock] / width)
-        for clock, width in widths.items():
-            accounts[clock] = max(0.0, accounts[clock] + width * (1 - payoff))
-            begin[clock] = ends[clock][at]
+    payoffs = bet.payoffs(ends[bet.clock])
+    payoff, accounts = 1.0, [0.0] * len(ends)
+    for payoff, widths in zip(payoffs, _widths(ends), strict=True):
+        for account, width in zip(accounts, widths, strict=True):
+            if width > 0 and payoff * width > width + account:
+                payoff = 1 + account / width
+        accounts = [
+            max(0.0, account + width * (1 - payoff)) for account, width in zip(accounts, widths, strict=True)
+        ]
     return max(payoff, 1e-12)
+
+
+def _widths(ends: dict[Clock, list[float]]) -> list[tuple[float, ...]]:
+    """Of each cell, on every clock."""
+    by_clock = [[end - begin for begin, end in pairwise([0.0, *points])] for points in ends.values()]
+    return list(zip(*by_clock, strict=True))

@@ -7,7 +7,7 @@ import math
 import msgspec
 
 from detector.stats.clocks import Clock
-from detector.stats.run_law import WINDOW, Interval, RunLaw, learn_law
+from detector.stats.run_law import WINDOW, Interval, RunLaw, learn_laws
 from detector.stats.runs import Run
 
 SCORE_FORGETTING = 0.97
@@ -29,7 +29,7 @@ class RunHistory(msgspec.Struct, kw_only=True):
 
     def laws(self) -> dict[Clock, RunLaw]:
         """The predictive law of the next run on each clock, by past runs alone."""
-        return {clock: learn_law(runs) for clock, runs in self.intervals.items()}
+        return dict(zip(self.intervals, learn_laws(list(self.intervals.values())), strict=True))
 
     def add(self, run: Run, laws: dict[Clock, RunLaw]) -> None:
         """Take a run in. ``laws`` are those that were in force before it."""

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from statistics import median
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,8 +43,14 @@ _TABLE = np.concatenate([[0.0], np.geomspace(1 / 32, 64.0, _POINTS)])
 _SCALES_PER_NAT = 4
 """The typical length is rounded, so that what was computed for a past run can be used again."""
 _CACHED_CELLS = 2048
-_CACHED_LAWS = 16
+_CACHED_SCALES = 64
+_CACHED_LAWS = 8
 """The test for a cycle and the filter learn from the same runs."""
+
+_AGE_WEIGHTS: Array = FORGETTING ** np.arange(WINDOW - 1.0, -1.0, -1.0)
+_NORMAL_SCORES: Array = np.linspace(-8.0, 8.0, 16385)
+# numpy has no normal distribution function, and scipy.special would cost the proxy 25 MB. Linear in between: to 3e-8.
+_NORMAL_BELOW: Array = np.array([0.5 * math.erfc(-score / math.sqrt(2)) for score in _NORMAL_SCORES.tolist()])
 
 
 def _bumps() -> tuple[Array, Array, Array]:
@@ -61,24 +66,37 @@ def _bumps() -> tuple[Array, Array, Array]:
 
 
 _CENTRES, _SPREADS, _BUMP_WEIGHTS = _bumps()
+_LOG_BUMP_SHARES: Array = np.log(BUMP_SHARE * _BUMP_WEIGHTS)
 
 
-class RunLaw(msgspec.Struct, frozen=True):
+class RunLaw:
     """Distribution of a run's length on one clock, as a table: linear between its points, ~1/x beyond the last."""
 
-    lengths: list[float]
-    cumulative: list[float]
+    def __init__(self, lengths: Array, cumulative: Array, log_evidence: float = 0.0) -> None:
+        """``log_evidence``: log probability that its parts gave to the past runs, weighted by ``FORGETTING``."""
+        self.lengths, self.cumulative, self.log_evidence = lengths, cumulative, log_evidence
+        self._rows: tuple[list[float], list[float]] | None = None
 
     def below(self, length: float) -> float:
         """Probability that the run is at most this long."""
         if length <= 0:
             return 0.0
-        if length >= self.lengths[-1]:
-            return 1 - (1 - self.cumulative[-1]) * self.lengths[-1] / length
-        at = bisect_right(self.lengths, length)
-        left, right = self.lengths[at - 1], self.lengths[at]
-        low, high = self.cumulative[at - 1], self.cumulative[at]
-        return low + (high - low) * (length - left) / (right - left)
+        if self._rows is None:
+            self._rows = self.lengths.tolist(), self.cumulative.tolist()  # several times as fast, one by one
+        lengths, cumulative = self._rows
+        if length >= lengths[-1]:
+            return 1 - (1 - cumulative[-1]) * lengths[-1] / length
+        at = bisect_right(lengths, length)
+        left, low = lengths[at - 1], cumulative[at - 1]
+        return low + (cumulative[at] - low) * (length - left) / (lengths[at] - left)
+
+    def below_all(self, lengths: Array) -> Array:
+        """``below`` for many lengths, ascending."""
+        inside = np.interp(lengths, self.lengths, self.cumulative)
+        last = self.lengths[-1]
+        if lengths[-1] <= last:
+            return inside
+        return np.where(lengths <= last, inside, 1 - (1 - inside) * last / np.maximum(lengths, last))
 
     def between(self, low: float, high: float) -> float:
         """Probability of (low, high], at least 1e-12."""
@@ -90,38 +108,67 @@ def learn_law(runs: Sequence[Interval], signature: dict[float, float] | None = N
 
     signature: distribution function of a law known from elsewhere, in the units of the runs.
     """
-    return _learned(tuple(runs[-WINDOW:]), None if signature is None else tuple(signature.items()))
+    law = learn_laws([runs])[0]
+    return law if signature is None else with_signature(law, runs, signature)
+
+
+def learn_laws(windows: Sequence[Sequence[Interval]]) -> list[RunLaw]:
+    """``learn_law`` for several clocks; those that know equally many runs are worked out together."""
+    recent = [tuple(runs[-WINDOW:]) for runs in windows]
+    found: dict[tuple[Interval, ...], RunLaw] = {}
+    for count in {len(runs) for runs in recent}:
+        alike = tuple(runs for runs in recent if len(runs) == count)
+        found.update(zip(alike, _learned(alike), strict=True))
+    return [found[runs] for runs in recent]
 
 
 @lru_cache(_CACHED_LAWS)
-def _learned(runs: tuple[Interval, ...], signature: tuple[tuple[float, float], ...] | None) -> RunLaw:
-    window = np.array(runs, dtype=np.float64)
+def _learned(windows: tuple[tuple[Interval, ...], ...]) -> list[RunLaw]:
+    """A law for each window (rows of all arrays), of equally many runs (columns)."""
+    scales = [typical_length(runs) for runs in windows]
+    cells = np.array(windows) / np.array(scales)[:, None, None]
+    low, high = cells[:, :, 0], cells[:, :, 1]
+    ages = _AGE_WEIGHTS[WINDOW - low.shape[1] :]
+    bumps = np.array([_log_bumps(*cell) for cell in cells.reshape(-1, 2).tolist()])
+    memoryless = memoryless_log_cells(low, high)
+    logs = np.empty((len(windows), len(_CENTRES) + 2))
+    logs[:, :-2] = _LOG_BUMP_SHARES + ages @ bumps.reshape(*low.shape, -1)
+    logs[:, -2] = math.log(MEMORYLESS_SHARE) + memoryless @ ages
+    logs[:, -1] = math.log(BROAD_SHARE) + _safe_log(_broad(high) - _broad(low)) @ ages
+    best = logs.max(axis=1)
+    weights = np.exp(logs - best[:, None])
+    totals = weights.sum(axis=1)
+    weights /= totals[:, None]
+    cumulative = weights[:, :-2] @ _TABLE_OF_BUMPS.T
+    cumulative += weights[:, -2, None] * _memoryless_below(_TABLE, low, high) + weights[:, -1, None] * _TABLE_OF_BROAD
+    evidence = (best + np.log(totals)).tolist()
+    return [RunLaw(*one) for one in zip(map(_lengths, scales), _rising(cumulative), evidence, strict=True)]
+
+
+def with_signature(law: RunLaw, runs: Sequence[Interval], signature: dict[float, float]) -> RunLaw:
+    """``law``, learned from these runs, mixed with a law known from elsewhere by how well each explained them."""
+    window = np.array(runs[-WINDOW:], dtype=np.float64)
+    lengths, shares = np.array(list(signature)), np.array(list(signature.values()))
     scale = typical_length(runs)
-    low, high = window[:, 0] / scale, window[:, 1] / scale
-    ages = np.arange(len(window))[::-1]
-    weight_of_run = FORGETTING**ages
-    broad = _broad(high) - _broad(low)
-    bumps = (1 - CONTAMINATION) * bump_cells(low, high) + CONTAMINATION * broad[:, None]
-    parts = [
-        np.log(BUMP_SHARE * _BUMP_WEIGHTS) + weight_of_run @ _safe_log(bumps),
-        np.array([math.log(MEMORYLESS_SHARE) + float(weight_of_run @ memoryless_log_cells(low, high))]),
-        np.array([math.log(BROAD_SHARE) + float(weight_of_run @ _safe_log(broad))]),
-    ]
-    tables = [_memoryless_below(_TABLE, low, high), _broad(_TABLE)]
-    if signature is not None:
-        lengths, shares = zip(*signature, strict=True)
-        cells = np.interp(window[:, 1], lengths, shares) - np.interp(window[:, 0], lengths, shares)
-        evidence = float(weight_of_run @ _safe_log((1 - CONTAMINATION) * cells + CONTAMINATION * broad))
-        parts = [part + math.log(1 - SIGNATURE_SHARE) for part in parts]
-        parts.append(np.array([math.log(SIGNATURE_SHARE) + evidence]))
-        tables.append(np.interp(_TABLE * scale, lengths, shares))
-    logs = np.concatenate(parts)
-    weights = np.exp(logs - logs.max())
-    weights /= weights.sum()
-    cumulative = _TABLE_OF_BUMPS @ weights[: len(_CENTRES)]
-    for table, weight in zip(tables, weights[len(_CENTRES) :], strict=True):
-        cumulative += weight * table
-    return RunLaw((_TABLE * scale).tolist(), np.minimum(1.0, np.maximum.accumulate(cumulative)).tolist())
+    known = np.interp(window, lengths, shares)
+    broad = _broad(window / scale)
+    cells = (1 - CONTAMINATION) * (known[:, 1] - known[:, 0]) + CONTAMINATION * (broad[:, 1] - broad[:, 0])
+    evidence = float(_AGE_WEIGHTS[WINDOW - len(window) :] @ _safe_log(cells))
+    odds = math.exp(max(-700.0, min(700.0, evidence - law.log_evidence))) * SIGNATURE_SHARE / (1 - SIGNATURE_SHARE)
+    table = np.interp(_TABLE * scale, lengths, shares)
+    cumulative = (law.cumulative + odds * table) / (1 + odds)
+    total = law.log_evidence + math.log1p(-SIGNATURE_SHARE) + math.log1p(odds)
+    return RunLaw(law.lengths, _rising(cumulative), total)
+
+
+def _rising(cumulative: Array) -> Array:
+    """Rounding must not make a distribution function fall."""
+    return np.asarray(np.minimum(1.0, np.maximum.accumulate(cumulative, axis=-1)))
+
+
+@lru_cache(_CACHED_SCALES)
+def _lengths(scale: float) -> Array:
+    return _TABLE * scale
 
 
 def prior_law(mean: float, signature: dict[float, float], share: float = SIGNATURE_SHARE) -> RunLaw:
@@ -129,7 +176,7 @@ def prior_law(mean: float, signature: dict[float, float], share: float = SIGNATU
     table = np.concatenate([[0.0], np.geomspace(1 / 32, 64 * mean, _POINTS)])
     known = np.interp(table, list(signature), list(signature.values()))
     cumulative = share * known + (1 - share) * _broad(table / mean)
-    return RunLaw(table.tolist(), cumulative.tolist())
+    return RunLaw(table, cumulative)
 
 
 def typical_length(runs: Sequence[Interval]) -> float:
@@ -139,8 +186,9 @@ def typical_length(runs: Sequence[Interval]) -> float:
 
 
 def bump_cells(low: Array, high: Array) -> Array:
-    """Probability of each cell (rows; lengths in units of the typical one) under each bump (columns)."""
-    return np.stack([_bumps_between(*cell) for cell in zip(low.tolist(), high.tolist(), strict=True)])
+    """Probability of each cell (lengths in units of the typical one) under each bump, on one more axis."""
+    cells = zip(low.ravel().tolist(), high.ravel().tolist(), strict=True)
+    return np.array([_bumps_between(*cell) for cell in cells]).reshape(*low.shape, len(_CENTRES))
 
 
 @lru_cache(_CACHED_CELLS)
@@ -149,30 +197,34 @@ def _bumps_between(low: float, high: float) -> Array:
     return np.asarray(below[1] - below[0], dtype=np.float64)
 
 
+@lru_cache(_CACHED_CELLS)
+def _log_bumps(low: float, high: float) -> Array:
+    broad = high / (1 + high) - low / (1 + low)
+    return _safe_log((1 - CONTAMINATION) * _bumps_between(low, high) + CONTAMINATION * broad)
+
+
 def memoryless_log_cells(low: Array, high: Array) -> Array:
     """Log probability of each cell under the exponential law of unknown rate, predicted from the cells before it.
 
     With a gamma prior (shape 1, scale 1 typical length) the predictive law is Lomax: P(X > x) = (b / (b + x))^a with
-    a = 1 + runs, b = 1 + their summed length.
+    a = 1 + runs, b = 1 + their summed length. Cells that follow each other are on the last axis.
     """
     middles = (low + high) / 2
-    shape = 1.0 + np.arange(len(low))
-    scale = 1.0 + np.concatenate([[0.0], np.cumsum(middles)[:-1]])
+    shape = 1.0 + np.arange(low.shape[-1])
+    scale = 1.0 + np.cumsum(middles, axis=-1) - middles
     cells = (scale / (scale + low)) ** shape - (scale / (scale + high)) ** shape
     return _safe_log(cells)
 
 
 def _memoryless_below(table: Array, low: Array, high: Array) -> Array:
-    shape, scale = 1.0 + len(low), 1.0 + float(((low + high) / 2).sum())
-    return 1 - (scale / (scale + table)) ** shape
+    shape, scale = 1.0 + low.shape[-1], 1.0 + ((low + high) / 2).sum(axis=-1, keepdims=True)
+    return np.asarray(-np.expm1(-shape * np.log1p(table / scale)))
 
 
 def _bump_below(lengths: Array) -> Array:
     with np.errstate(divide="ignore"):
         logs = np.log(lengths)
-    scores = (logs[:, None] - _CENTRES) / (math.sqrt(2) * _SPREADS)
-    # numpy has no normal distribution function, and scipy.special would cost the proxy 25 MB.
-    return np.array([[0.5 + 0.5 * math.erf(score) for score in row] for row in scores.tolist()])
+    return np.interp((logs[:, None] - _CENTRES) / _SPREADS, _NORMAL_SCORES, _NORMAL_BELOW, left=0.0)
 
 
 def _broad(lengths: Array) -> Array:
@@ -184,4 +236,4 @@ def _safe_log(probabilities: Array) -> Array:
     return np.asarray(np.log(np.maximum(probabilities, 1e-300)), dtype=np.float64)
 
 
-_TABLE_OF_BUMPS = _bump_below(_TABLE)
+_TABLE_OF_BUMPS, _TABLE_OF_BROAD = _bump_below(_TABLE), _broad(_TABLE)

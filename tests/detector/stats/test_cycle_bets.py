@@ -16,7 +16,7 @@ runs = st.lists(st.tuples(st.floats(0, 1e5), st.floats(0.01, 1e3)).map(lambda on
 @given(runs)
 def test_a_law_is_a_distribution_function(seen):
     law = learn_law(seen)
-    assert law.cumulative == sorted(law.cumulative)
+    assert (np.diff(law.cumulative) >= 0).all()
     assert law.cumulative[0] == 0
     assert law.below(0) == 0
     assert 0.5 < law.below(1e12) <= 1
