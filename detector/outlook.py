@@ -44,7 +44,7 @@ class Outlook:
         self.state = state or OutlookState()
         """To be stored; an outlook made from it goes on where this one was."""
         self._cycle = CycleTest(config, self.state.cycle)
-        self._regime = Regime(self.state.regime)
+        self._regime = Regime(self.state.regime, self._cycle.runs)
 
     @property
     def cycle(self) -> CycleVerdict:

@@ -172,11 +172,7 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
 
     def quantile(self, share: float) -> float:
         """Conditional acceptance below which this share of healthy answers has its content, 0..1."""
-        model = self._model()
-        below = np.cumsum(model.shares @ model.healthy)
-        # A grid point stands for the contents half a step to each side.
-        logit = float(np.interp(share, below, _UPPER_EDGES))
-        return 1 / (1 + math.exp(-logit))
+        return _quantile(self.weights, self.scores, share)
 
     def _weights(self) -> Array:
         return np.frombuffer(self.weights).reshape(len(OVERDISPERSIONS), len(GRID))
@@ -187,17 +183,33 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
 
 @lru_cache(maxsize=64)
 def _model(weights: bytes, scores: bytes, collapses: bytes) -> _Model:
-    shares = np.exp(np.frombuffer(scores))
-    shares /= shares.sum()
-    seen = np.frombuffer(weights).reshape(len(OVERDISPERSIONS), len(GRID))
-    usual = float(shares @ (seen @ _SHARES))
-    unseen = _content_prior(round(min(LOWEST_CONTENT, LOWEST_CONTENT_SHARE * usual), 2))
+    shares, healthy, usual = _healthy(weights, scores)
     collapsed = _collapse_prior(round(usual, 2))
     if collapses:
         collapsed = (collapsed + np.frombuffer(collapses)) / 2
-    healthy = (1 - UNSEEN) * seen + UNSEEN * unseen
-    both = np.stack([shares[:, None] * healthy, np.outer(shares, collapsed)]).reshape(2, -1)
-    return _Model(shares, healthy, collapsed, both)
+    both = np.empty((2, *healthy.shape))
+    np.multiply(shares[:, None], healthy, out=both[0])
+    np.multiply(shares[:, None], collapsed, out=both[1])
+    return _Model(shares, healthy, collapsed, both.reshape(2, -1))
+
+
+@lru_cache(maxsize=64)
+def _healthy(weights: bytes, scores: bytes) -> tuple[Array, Array, float]:
+    """Shares of the overdispersions, healthy content for each, and the usual acceptance."""
+    shares = np.exp(np.frombuffer(scores))
+    shares /= shares.sum()
+    seen = np.frombuffer(weights).reshape(len(OVERDISPERSIONS), len(GRID))
+    usual = float(shares @ seen @ _SHARES)
+    unseen = _content_prior(round(min(LOWEST_CONTENT, LOWEST_CONTENT_SHARE * usual), 2))
+    return shares, (1 - UNSEEN) * seen + UNSEEN * unseen, usual
+
+
+@lru_cache(maxsize=64)
+def _quantile(weights: bytes, scores: bytes, share: float) -> float:
+    shares, healthy, _ = _healthy(weights, scores)
+    # A grid point stands for the contents half a step to each side.
+    logit = float(np.interp(share, np.cumsum(shares @ healthy), _UPPER_EDGES))
+    return 1 / (1 + math.exp(-logit))
 
 
 def _logit(share: float) -> float:
@@ -268,4 +280,3 @@ def _accepted(share: float, positions: int | None) -> float:
     """Accepted tokens a step: p + p^2 + ... + p^K."""
     full = 0.0 if positions is None else share**positions
     return share * (1 - full) / (1 - share)
-

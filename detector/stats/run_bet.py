@@ -7,6 +7,7 @@ mixture of uniform laws on (0, m], so a payoff that, averaged from 0 to m, never
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -27,25 +28,18 @@ class Bet(NamedTuple):
     law: RunLaw
     step: float
     """Width of the projection's grid, in units of the clock."""
-    projected: list[float]
+    projected: Array
     """Distribution function of the projection at the multiples of ``step``, from 0."""
 
-    def payoffs(self, ends: list[float]) -> list[float]:
+    def payoffs(self, ends: Array) -> Array:
         """For each cell that ends here, what the bet would pay, with no other clock to mind, if the run ended in it."""
-        found, below, expected_below = [], 0.0, 0.0
-        for end in ends:
-            likely, expected = self.law.below(end), self._projected_below(end)
-            found.append(max(likely - below, 1e-12) / max(expected - expected_below, 1e-12))
-            below, expected_below = likely, expected
-        return found
-
-    def _projected_below(self, length: float) -> float:
+        below = self.law.below_all(ends)
+        expected = np.interp(ends, self.step * np.arange(len(self.projected)), self.projected)
         last = (len(self.projected) - 1) * self.step
-        if length >= last:
-            return self.projected[-1] + self.law.below(length) - self.law.below(last)
-        at = int(length / self.step)
-        left, right = self.projected[at], self.projected[min(at + 1, len(self.projected) - 1)]
-        return left + (right - left) * (length / self.step - at)
+        if ends[-1] > last:
+            expected = np.where(ends > last, self.projected[-1] + below - self.law.below(last), expected)
+        likely, chance = np.diff(below, prepend=0.0), np.diff(expected, prepend=0.0)
+        return np.asarray(np.maximum(likely, 1e-12) / np.maximum(chance, 1e-12))
 
 
 def bet_on(law: RunLaw, clock: Clock, unit: float) -> Bet:
@@ -55,10 +49,10 @@ def bet_on(law: RunLaw, clock: Clock, unit: float) -> Bet:
     distribution function: Grenander 1956. Law / projection is the growth-optimal e-value (Gruenwald, de Heide, Koolen
     2024, arXiv 1906.07801).
     """
-    middle = float(law.lengths[law.cumulative.searchsorted(0.5, side="right") - 1]) or unit
+    middle = law.points.values[int(law.cumulative.searchsorted(0.5, side="right")) - 1] or unit
     points = min(MAX_GRID, max(8, math.ceil(REACH * middle / unit)))
     step = unit * max(1, math.ceil(REACH * middle / unit / points))
-    return Bet(clock, law, step, concave_majorant(law.below_all(step * np.arange(points + 1))).tolist())
+    return Bet(clock, law, step, concave_majorant(law.below_all(step * np.arange(points + 1.0))))
 
 
 def concave_majorant(values: Array) -> Array:
@@ -75,26 +69,28 @@ def concave_majorant(values: Array) -> Array:
     return np.asarray(values[0] + np.concatenate([[0.0], np.cumsum(slopes)]), dtype=np.float64)
 
 
-def spend(bet: Bet, ends: dict[Clock, list[float]]) -> float:
-    """Payoff of the bet on a run whose cells end at these points of each clock: an e-value.
+def spend(bets: Sequence[Bet], ends: dict[Clock, list[float]]) -> list[float]:
+    """Payoff of each bet on a run whose cells end at these points of each clock: e-values.
 
-    Every clock keeps an account: a cell pays its width in, and what the bet would pay there, times the width, is
-    taken out. No account may be overdrawn, so the payoff averages at most 1 over (0, m] on every clock. It depends on
-    the cells up to that one only, not on what would have come after.
+    Every bet keeps an account on every clock: a cell pays its width in, and what the bet would pay there, times the
+    width, is taken out. No account may be overdrawn, so the payoff averages at most 1 over (0, m] on every clock. It
+    depends on the cells up to that one only, not on what would have come after.
     """
-    payoffs = bet.payoffs(ends[bet.clock])
-    payoff, accounts = 1.0, [0.0] * len(ends)
-    for payoff, widths in zip(payoffs, _widths(ends), strict=True):
-        for account, width in zip(accounts, widths, strict=True):
-            if width > 0 and payoff * width > width + account:
-                payoff = 1 + account / width
-        accounts = [
-            max(0.0, account + width * (1 - payoff)) for account, width in zip(accounts, widths, strict=True)
-        ]
-    return max(payoff, 1e-12)
-
-
-def _widths(ends: dict[Clock, list[float]]) -> list[tuple[float, ...]]:
-    """Of each cell, on every clock."""
     by_clock = [[end - begin for begin, end in pairwise([0.0, *points])] for points in ends.values()]
-    return list(zip(*by_clock, strict=True))
+    widths = list(zip(*by_clock, strict=True))
+    return [max(_last_payoff(bet.payoffs(np.array(ends[bet.clock])).tolist(), widths), 1e-12) for bet in bets]
+
+
+def _last_payoff(wanted: list[float], widths: list[tuple[float, ...]]) -> float:
+    payoff, accounts = 1.0, [0.0] * len(widths[0])
+    for payoff, cell in zip(wanted, widths, strict=True):
+        if payoff > 1:
+            for account, width in zip(accounts, cell, strict=True):
+                if payoff * width > width + account:
+                    payoff = 1 + account / width
+        gain = 1 - payoff
+        # The largest payoff that an account allows may overdraw it by a rounding error.
+        accounts = [account + width * gain for account, width in zip(accounts, cell, strict=True)]
+        if gain < 0:
+            accounts = [max(0.0, account) for account in accounts]
+    return payoff

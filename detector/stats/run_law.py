@@ -11,7 +11,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
-from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +44,6 @@ _SCALES_PER_NAT = 4
 """The typical length is rounded, so that what was computed for a past run can be used again."""
 _CACHED_CELLS = 2048
 _CACHED_SCALES = 64
-_CACHED_LAWS = 8
-"""The test for a cycle and the filter learn from the same runs."""
 
 _AGE_WEIGHTS: Array = FORGETTING ** np.arange(WINDOW - 1.0, -1.0, -1.0)
 _NORMAL_SCORES: Array = np.linspace(-8.0, 8.0, 16385)
@@ -69,21 +67,28 @@ _CENTRES, _SPREADS, _BUMP_WEIGHTS = _bumps()
 _LOG_BUMP_SHARES: Array = np.log(BUMP_SHARE * _BUMP_WEIGHTS)
 
 
+class Points(NamedTuple):
+    """Lengths at which a law is tabulated: for many looks at once, and for one."""
+
+    array: Array
+    values: list[float]
+
+
 class RunLaw:
     """Distribution of a run's length on one clock, as a table: linear between its points, ~1/x beyond the last."""
 
-    def __init__(self, lengths: Array, cumulative: Array, log_evidence: float = 0.0) -> None:
+    def __init__(self, points: Points, cumulative: Array, log_evidence: float = 0.0) -> None:
         """``log_evidence``: log probability that its parts gave to the past runs, weighted by ``FORGETTING``."""
-        self.lengths, self.cumulative, self.log_evidence = lengths, cumulative, log_evidence
-        self._rows: tuple[list[float], list[float]] | None = None
+        self.points, self.cumulative, self.log_evidence = points, cumulative, log_evidence
+        self._values: list[float] | None = None
 
     def below(self, length: float) -> float:
         """Probability that the run is at most this long."""
         if length <= 0:
             return 0.0
-        if self._rows is None:
-            self._rows = self.lengths.tolist(), self.cumulative.tolist()  # several times as fast, one by one
-        lengths, cumulative = self._rows
+        if self._values is None:
+            self._values = self.cumulative.tolist()
+        lengths, cumulative = self.points.values, self._values
         if length >= lengths[-1]:
             return 1 - (1 - cumulative[-1]) * lengths[-1] / length
         at = bisect_right(lengths, length)
@@ -92,8 +97,7 @@ class RunLaw:
 
     def below_all(self, lengths: Array) -> Array:
         """``below`` for many lengths, ascending."""
-        inside = np.interp(lengths, self.lengths, self.cumulative)
-        last = self.lengths[-1]
+        inside, last = np.interp(lengths, self.points.array, self.cumulative), self.points.values[-1]
         if lengths[-1] <= last:
             return inside
         return np.where(lengths <= last, inside, 1 - (1 - inside) * last / np.maximum(lengths, last))
@@ -103,36 +107,73 @@ class RunLaw:
         return max(1e-12, self.below(high) - self.below(low))
 
 
+class RunWindow:
+    """The last cells of past runs on one clock, and their log probabilities under each bump, ready for ``learn_laws``.
+
+    Rows are written behind each other, and the last ``WINDOW`` of them are the window.
+    """
+
+    def __init__(self, runs: Sequence[Interval]) -> None:
+        """``runs``: the oldest first; at least one, of positive length."""
+        self._cells, self._log_bumps = np.empty((2 * WINDOW, 2)), np.empty((2 * WINDOW, len(_CENTRES)))
+        self._begin(runs)
+
+    def follow(self, runs: Sequence[Interval]) -> None:
+        """There is one more run: the last of these."""
+        if typical_length(runs) != self.scale or self._end == 2 * WINDOW:
+            self._begin(runs)
+        else:
+            self._append(runs[-1])
+
+    @property
+    def cells(self) -> Array:
+        """(low, high] in units of ``scale``, a row for each run."""
+        return self._cells[max(0, self._end - WINDOW) : self._end]
+
+    @property
+    def log_bumps(self) -> Array:
+        """A row for each run, a column for each bump."""
+        return self._log_bumps[max(0, self._end - WINDOW) : self._end]
+
+    def _begin(self, runs: Sequence[Interval]) -> None:
+        self.scale, self._end = typical_length(runs), 0
+        for run in runs[-WINDOW:]:
+            self._append(run)
+
+    def _append(self, run: Interval) -> None:
+        low, high = run[0] / self.scale, run[1] / self.scale
+        self._cells[self._end] = low, high
+        self._log_bumps[self._end] = _log_bumps(low, high)
+        self._end += 1
+
+
 def learn_law(runs: Sequence[Interval], signature: dict[float, float] | None = None) -> RunLaw:
     """The law of the next run after these, the oldest first; at least one, of positive length.
 
     signature: distribution function of a law known from elsewhere, in the units of the runs.
     """
-    law = learn_laws([runs])[0]
+    law = learn_laws([RunWindow(runs)])[0]
     return law if signature is None else with_signature(law, runs, signature)
 
 
-def learn_laws(windows: Sequence[Sequence[Interval]]) -> list[RunLaw]:
+def learn_laws(windows: Sequence[RunWindow]) -> list[RunLaw]:
     """``learn_law`` for several clocks; those that know equally many runs are worked out together."""
-    recent = [tuple(runs[-WINDOW:]) for runs in windows]
-    found: dict[tuple[Interval, ...], RunLaw] = {}
-    for count in {len(runs) for runs in recent}:
-        alike = tuple(runs for runs in recent if len(runs) == count)
-        found.update(zip(alike, _learned(alike), strict=True))
-    return [found[runs] for runs in recent]
+    found: dict[int, RunLaw] = {}
+    for count in {len(window.cells) for window in windows}:
+        alike = [window for window in windows if len(window.cells) == count]
+        found.update(zip(map(id, alike), _learned(alike), strict=True))
+    return [found[id(window)] for window in windows]
 
 
-@lru_cache(_CACHED_LAWS)
-def _learned(windows: tuple[tuple[Interval, ...], ...]) -> list[RunLaw]:
+def _learned(windows: Sequence[RunWindow]) -> list[RunLaw]:
     """A law for each window (rows of all arrays), of equally many runs (columns)."""
-    scales = [typical_length(runs) for runs in windows]
-    cells = np.array(windows) / np.array(scales)[:, None, None]
+    cells = np.array([window.cells for window in windows])
     low, high = cells[:, :, 0], cells[:, :, 1]
     ages = _AGE_WEIGHTS[WINDOW - low.shape[1] :]
-    bumps = np.array([_log_bumps(*cell) for cell in cells.reshape(-1, 2).tolist()])
     memoryless = memoryless_log_cells(low, high)
     logs = np.empty((len(windows), len(_CENTRES) + 2))
-    logs[:, :-2] = _LOG_BUMP_SHARES + ages @ bumps.reshape(*low.shape, -1)
+    logs[:, :-2] = [ages @ window.log_bumps for window in windows]
+    logs[:, :-2] += _LOG_BUMP_SHARES
     logs[:, -2] = math.log(MEMORYLESS_SHARE) + memoryless @ ages
     logs[:, -1] = math.log(BROAD_SHARE) + _safe_log(_broad(high) - _broad(low)) @ ages
     best = logs.max(axis=1)
@@ -142,7 +183,8 @@ def _learned(windows: tuple[tuple[Interval, ...], ...]) -> list[RunLaw]:
     cumulative = weights[:, :-2] @ _TABLE_OF_BUMPS.T
     cumulative += weights[:, -2, None] * _memoryless_below(_TABLE, low, high) + weights[:, -1, None] * _TABLE_OF_BROAD
     evidence = (best + np.log(totals)).tolist()
-    return [RunLaw(*one) for one in zip(map(_lengths, scales), _rising(cumulative), evidence, strict=True)]
+    points = [_points(window.scale) for window in windows]
+    return [RunLaw(*one) for one in zip(points, _rising(cumulative), evidence, strict=True)]
 
 
 def with_signature(law: RunLaw, runs: Sequence[Interval], signature: dict[float, float]) -> RunLaw:
@@ -158,7 +200,7 @@ def with_signature(law: RunLaw, runs: Sequence[Interval], signature: dict[float,
     table = np.interp(_TABLE * scale, lengths, shares)
     cumulative = (law.cumulative + odds * table) / (1 + odds)
     total = law.log_evidence + math.log1p(-SIGNATURE_SHARE) + math.log1p(odds)
-    return RunLaw(law.lengths, _rising(cumulative), total)
+    return RunLaw(law.points, _rising(cumulative), total)
 
 
 def _rising(cumulative: Array) -> Array:
@@ -167,8 +209,9 @@ def _rising(cumulative: Array) -> Array:
 
 
 @lru_cache(_CACHED_SCALES)
-def _lengths(scale: float) -> Array:
-    return _TABLE * scale
+def _points(scale: float) -> Points:
+    lengths = _TABLE * scale
+    return Points(lengths, lengths.tolist())
 
 
 def prior_law(mean: float, signature: dict[float, float], share: float = SIGNATURE_SHARE) -> RunLaw:
@@ -176,12 +219,13 @@ def prior_law(mean: float, signature: dict[float, float], share: float = SIGNATU
     table = np.concatenate([[0.0], np.geomspace(1 / 32, 64 * mean, _POINTS)])
     known = np.interp(table, list(signature), list(signature.values()))
     cumulative = share * known + (1 - share) * _broad(table / mean)
-    return RunLaw(table, cumulative)
+    return RunLaw(Points(table, table.tolist()), cumulative)
 
 
 def typical_length(runs: Sequence[Interval]) -> float:
     """Median of the middles of the last cells, rounded to a quarter of a nat."""
-    middle = median((low + high) / 2 for low, high in runs[-WINDOW:])
+    doubled = sorted([low + high for low, high in runs[-WINDOW:]])
+    middle = (doubled[len(doubled) // 2] + doubled[(len(doubled) - 1) // 2]) / 4
     return math.exp(round(math.log(middle) * _SCALES_PER_NAT) / _SCALES_PER_NAT)
 
 
