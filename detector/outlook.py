@@ -17,7 +17,7 @@ from detector.stats.clocks import BackendClocks, Clock
 from detector.stats.cycle import CycleConfig, CycleState, CycleTest, CycleVerdict
 from detector.stats.regime import Regime, RegimeState
 from detector.stats.runs import RunRecorder
-from detector.verdict import Forecast
+from detector.verdict import Forecast, LongForecast
 
 FORECAST_TOKENS = 1000.0
 FORECAST_SECONDS = 60.0
@@ -45,7 +45,7 @@ class Outlook:
         self.state = state or OutlookState()
         """To be stored; an outlook made from it goes on where this one was."""
         self._cycle = CycleTest(config, self.state.cycle)
-        self._regime = Regime(self.state.regime)
+        self._regime = Regime(self.state.regime, self._cycle.runs)
 
     @property
     def cycle(self) -> CycleVerdict:
@@ -54,19 +54,27 @@ class Outlook:
 
     @property
     def forecast(self) -> Forecast | None:
-        """When the next collapse is due; None until enough of them were seen."""
-        clocks = self.state.clocks
+        """Whether the next request will be slow; None until enough collapses were seen."""
         if self.state.cycle.history.count < MIN_RUNS:
+            return None
+        probability = self._regime.next_degraded_probability(self.state.clocks.mean)
+        return Forecast(next_request_probability=probability, clock=self.cycle.clock)
+
+    @property
+    def long_forecast(self) -> LongForecast | None:
+        """The same for longer: worked out when somebody asks, which is not at every answer."""
+        near, clocks = self.forecast, self.state.clocks
+        if near is None:
             return None
         tokens = clocks.advance_for(Clock.TOKENS, FORECAST_TOKENS)
         seconds = clocks.advance_for(Clock.SECONDS, FORECAST_SECONDS)
-        return Forecast(
-            next_request_probability=self._regime.next_degraded_probability(clocks.mean),
+        return LongForecast(
+            next_request_probability=near.next_request_probability,
+            clock=near.clock,
             within_tokens=None if tokens is None else self._regime.degraded_within(tokens),
             tokens=None if tokens is None else FORECAST_TOKENS,
             within_seconds=None if seconds is None else self._regime.degraded_within(seconds),
             seconds=None if seconds is None else FORECAST_SECONDS,
-            clock=self.cycle.clock,
         )
 
     def update(

@@ -50,18 +50,23 @@ class Episode(msgspec.Struct, kw_only=True):
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
-    """What a learned cycle says of the time to come. A probability is 0..1, None while it is unknown."""
+    """What a learned cycle says of the next request. A probability is 0..1, None while it is unknown."""
 
     next_request_probability: float | None = None
     """That the next request to this backend is slow, all of it or from somewhere inside."""
+    clock: str | None = None
+    """What moves the cycle (requests, tokens, steps, blocks, seconds); None: it cannot be told yet."""
+
+
+class LongForecast(Forecast, frozen=True, kw_only=True):
+    """The same, and what lies beyond the next request."""
+
     within_tokens: float | None = None
     """That a collapse begins within the next ``tokens`` generated tokens."""
     tokens: float | None = None
     within_seconds: float | None = None
     """That a collapse begins within the next ``seconds`` seconds."""
     seconds: float | None = None
-    clock: str | None = None
-    """What moves the cycle (requests, tokens, steps, blocks, seconds); None: it cannot be told yet."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):

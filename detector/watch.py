@@ -15,7 +15,7 @@ from detector.outlook import Outlook, OutlookState
 from detector.phases import Phases, Reference
 from detector.phases_state import PhasesState
 from detector.stats.cycle import CycleConfig, CycleVerdict
-from detector.verdict import Episode, Forecast, Verdict
+from detector.verdict import Episode, LongForecast, Verdict
 
 SNAPSHOT_VERSION = 4
 
@@ -88,9 +88,9 @@ class Watch:
         return self._outlook.cycle
 
     @property
-    def forecast(self) -> Forecast | None:
-        """When the next collapse is due; None until enough of them were seen."""
-        return self._verdict.forecast
+    def forecast(self) -> LongForecast | None:
+        """When the next collapse is due; None until enough of them were seen. Verdicts have the near part of it."""
+        return self._outlook.long_forecast
 
     @property
     def rebases(self) -> int:

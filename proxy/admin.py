@@ -171,7 +171,7 @@ def _backend(watched: Watched) -> dict[str, Any]:
         "degraded": verdict.degraded,
         "cause": verdict.cause,
         "cycle": msgspec.to_builtins(watched.watch.cycle),
-        "forecast": msgspec.to_builtins(verdict.forecast),
+        "forecast": msgspec.to_builtins(watched.watch.forecast),
         "in_flight": len(watched.backend.exchanges),
         "requests": watched.backend.begun,
         "num_speculative_tokens": sample.num_speculative_tokens if sample is not None else None,

@@ -16,7 +16,7 @@ import numpy as np
 
 from detector.stats.clocks import Clock
 from detector.stats.cycle import CycleState, CycleTest
-from detector.stats.run_history import RunHistory
+from detector.stats.run_history import RunHistory, RunLaws
 from detector.stats.run_law import memoryless_log_cells, typical_length
 from detector.stats.runs import Run
 from replay.phases import Side
@@ -154,18 +154,18 @@ def _missing_for_cycle(a: Side, b: Side, e_value: float) -> int:
 # ---- evidence --------------------------------------------------------------------------------------------------------
 
 
-def _history(side: Side) -> RunHistory:
+def _healthy_runs(side: Side) -> RunLaws:
     """A's complete healthy runs."""
-    history = RunHistory()
+    runs = RunLaws(RunHistory())
     for run, degraded in side.runs:
         if not degraded:
-            history.add(run, history.laws())
-    return history
+            runs.add(run)
+    return runs
 
 
 def _cyclic_evidence(a: Side, b: Side) -> float:
     """Mean of three e-values by their stakes: the certificate, the same with A's runs learned before, A's law."""
-    informed = CycleTest(state=CycleState(history=_history(a)))
+    informed = CycleTest(state=CycleState(history=_healthy_runs(a).history))
     for run, degraded in b.runs:
         informed.update(run, degraded=degraded)
     certificate = (b.cycle.e_value + informed.verdict.e_value) / 2
@@ -179,12 +179,11 @@ def _law_evidence(a: Side, b: Side) -> float | None:
     All laws predict the same events, namely in which cell each run ends; so they compare over clocks. Under a
     memoryless law on one of the clocks the ratio has mean 1 at most: it is an e-value. None: A has too few runs.
     """
-    history = _history(a)
-    laws, cells = history.laws(), _cells(b)
+    runs, cells = _healthy_runs(a), _cells(b)
     told = [
-        sum(math.log(laws[clock].between(*cell)) for cell in its)
+        sum(math.log(runs.current[clock].between(*cell)) for cell in its)
         for clock, its in cells.items()
-        if clock in laws and history.count >= MIN_LEARNED_RUNS
+        if clock in runs.current and runs.history.count >= MIN_LEARNED_RUNS
     ]
     if not told:
         return None
@@ -207,15 +206,15 @@ def _chance_evidence(a: Side, b: Side) -> float:
     Where B's runs did follow A's law on one of the clocks, this is an e-value: the memoryless law predicts each run
     from B's runs before it, so the ratio has mean 1 under A's law.
     """
-    history = _history(a)
-    if history.count < MIN_LEARNED_RUNS:
+    runs = _healthy_runs(a)
+    if runs.history.count < MIN_LEARNED_RUNS:
         return 0.0
     evidence = []
-    for clock, law in history.laws().items():
+    for clock, law in runs.current.items():
         cells = _cells(b).get(clock)
         if not cells:
             continue
-        scale = typical_length(history.intervals[clock])
+        scale = typical_length(runs.history.intervals[clock])
         low, high = np.array(cells).T / scale
         predicted = float(memoryless_log_cells(low, high).sum())
         evidence.append(predicted - sum(math.log(law.between(*cell)) for cell in cells))

@@ -44,7 +44,7 @@ FREAK = 1 / 4000
 """Share of healthy answers that look like a dead drafter's for a reason of their own."""
 COLLAPSED_SHARE, COLLAPSED_TOP_SHARE = 0.35, 0.7
 """A collapsed drafter has about this share of its usual conditional acceptance, and at most this."""
-TAIL = 10.0
+TAIL = 10
 """Degrees of the tail: an answer E nats off counts as if (1 + E / TAIL)^-TAIL likely, not exp(-E)."""
 MAX_SHARE = 0.999
 """A higher acceptance counts as this."""
@@ -61,8 +61,9 @@ _SMOOTHING = (0.03, 0.12, 0.7, 0.12, 0.03)
 
 Array = npt.NDArray[np.float64]
 _SHARES = np.array(ACCEPTANCES)
-_EXCESS = np.array(OVERDISPERSIONS)[:, None] - 1
 _WANDERING = np.array(WANDERS)[:, None]
+_EXCESS = np.array(OVERDISPERSIONS)[:, None] - 1
+_CONSTANT_EXCESS, _WANDERING_EXCESS = _EXCESS * ~_WANDERING, _EXCESS * _WANDERING
 _UPPER_EDGES = np.array(GRID) + GRID_STEP / 2
 _LOG_ACCEPTED, _LOG_REJECTED = np.log(_SHARES), np.log1p(-_SHARES)
 
@@ -94,6 +95,13 @@ class _Model(NamedTuple):
     healthy: Array
     """For each overdispersion, what healthy answers may come from: the content learned, and some never seen."""
     collapsed: Array
+    both: Array
+    """Healthy and collapsed over all overdispersions and grid points, to be weighted with a kernel."""
+
+    def likelihoods(self, kernel: Array) -> tuple[float, float]:
+        """Of an answer: healthy, collapsed."""
+        healthy, collapsed = (self.both @ kernel.ravel()).tolist()
+        return healthy, collapsed
 
 
 class Acceptance(msgspec.Struct, frozen=True):
@@ -132,12 +140,11 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         predicted = np.maximum(joint.sum(axis=1), 1e-300)
         trust = 1.0
         if self.answers >= TRUSTED_ANSWERS:
-            healthy, collapsed = float(model.shares @ predicted), float(model.shares @ (kernel @ model.collapsed))
+            healthy, collapsed = model.likelihoods(kernel)
             trust = healthy / (healthy + DOUBTED * collapsed)
         self.answers += 1
         rate = trust * max(1 / (self.answers + 1), 1 / MEMORY_ANSWERS)
-        posterior = _smoothed(joint / predicted[:, None])
-        weights = (1 - rate) * self._weights() + rate * posterior
+        weights = (1 - rate) * self._weights() + joint @ _SMOOTHER * (rate / predicted)[:, None]
         self.weights = (weights / weights.sum(axis=1, keepdims=True)).tobytes()
         if self.answers > UNSCORED_ANSWERS:
             scores = SCORE_MEMORY * np.frombuffer(self.scores) + trust * np.log(predicted)
@@ -149,7 +156,7 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         joint = model.collapsed * (model.shares @ _kernel(acceptance))
         self.collapsed_answers += 1
         rate = max(1 / (self.collapsed_answers + 1), 1 / COLLAPSE_MEMORY_ANSWERS)
-        posterior = _smoothed(joint[None, :] / joint.sum())[0]
+        posterior = joint @ _SMOOTHER / joint.sum()
         weights = (1 - rate) * (np.frombuffer(self.collapsed) if self.collapsed else model.collapsed) + rate * posterior
         self.collapsed = (weights / weights.sum()).tobytes()
 
@@ -159,9 +166,7 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         The first is evidence for a collapse: its exponential has a mean of at most 1 over answers of any one content
         with a share of at least ``RARE_CONTENT``. The negative of the second is evidence for health.
         """
-        kernel, model = _kernel(acceptance), self._model()
-        healthy = float(model.shares @ (model.healthy * kernel).sum(axis=1))
-        collapsed = float(model.shares @ (kernel @ model.collapsed))
+        healthy, collapsed = self._model().likelihoods(_kernel(acceptance))
         worst = healthy / RARE_CONTENT + FREAK * collapsed
         return _log_ratio(collapsed, worst), _log_ratio(collapsed, healthy + FREAK * collapsed)
 
@@ -178,23 +183,32 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
 
 @lru_cache(maxsize=64)
 def _model(weights: bytes, scores: bytes, collapses: bytes) -> _Model:
-    shares = np.exp(np.frombuffer(scores))
-    shares /= shares.sum()
-    seen = np.frombuffer(weights).reshape(len(OVERDISPERSIONS), len(GRID))
-    usual = float(shares @ (seen @ _SHARES))
-    unseen = _content_prior(round(min(LOWEST_CONTENT, LOWEST_CONTENT_SHARE * usual), 2))
+    shares, healthy, usual = _healthy(weights, scores)
     collapsed = _collapse_prior(round(usual, 2))
     if collapses:
         collapsed = (collapsed + np.frombuffer(collapses)) / 2
-    return _Model(shares, (1 - UNSEEN) * seen + UNSEEN * unseen, collapsed)
+    both = np.empty((2, *healthy.shape))
+    np.multiply(shares[:, None], healthy, out=both[0])
+    np.multiply(shares[:, None], collapsed, out=both[1])
+    return _Model(shares, healthy, collapsed, both.reshape(2, -1))
+
+
+@lru_cache(maxsize=64)
+def _healthy(weights: bytes, scores: bytes) -> tuple[Array, Array, float]:
+    """Shares of the overdispersions, healthy content for each, and the usual acceptance."""
+    shares = np.exp(np.frombuffer(scores))
+    shares /= shares.sum()
+    seen = np.frombuffer(weights).reshape(len(OVERDISPERSIONS), len(GRID))
+    usual = float(shares @ seen @ _SHARES)
+    unseen = _content_prior(round(min(LOWEST_CONTENT, LOWEST_CONTENT_SHARE * usual), 2))
+    return shares, (1 - UNSEEN) * seen + UNSEEN * unseen, usual
 
 
 @lru_cache(maxsize=64)
 def _quantile(weights: bytes, scores: bytes, share: float) -> float:
-    model = _model(weights, scores, b"")
-    below = np.cumsum(model.shares @ model.healthy)
+    shares, healthy, _ = _healthy(weights, scores)
     # A grid point stands for the contents half a step to each side.
-    logit = float(np.interp(share, below, _UPPER_EDGES))
+    logit = float(np.interp(share, np.cumsum(shares @ healthy), _UPPER_EDGES))
     return 1 / (1 + math.exp(-logit))
 
 
@@ -214,7 +228,7 @@ class _Table(NamedTuple):
     """What a kernel needs at each grid point, for a K."""
 
     steps_per_token: Array
-    half_log_steps_per_token: Array
+    root_steps_per_token: Array
 
 
 def _rows(weights: Array) -> Array:
@@ -224,7 +238,7 @@ def _rows(weights: Array) -> Array:
 @lru_cache(maxsize=64)
 def _table(depth: int | None) -> _Table:
     per_token = np.array([1 / (1 + _accepted(share, depth)) for share in ACCEPTANCES])
-    return _Table(per_token, 0.5 * np.log(per_token))
+    return _Table(per_token, np.sqrt(per_token))
 
 
 @lru_cache(maxsize=8)
@@ -243,9 +257,10 @@ def _kernel(acceptance: Acceptance) -> Array:
     divergence = itself - accepted * _LOG_ACCEPTED - rejected * _LOG_REJECTED
     steps = acceptance.tokens * table.steps_per_token
     overdispersion = _overdispersion(steps)
-    tail = TAIL * np.log1p(steps * divergence / overdispersion / TAIL)
-    logs = table.half_log_steps_per_token - 0.5 * np.log(overdispersion) - tail
-    kernel: Array = np.exp(logs - logs.max())
+    off = 1 + steps * (divergence / TAIL) / overdispersion
+    square = off * off
+    fourth = square * square
+    kernel: Array = table.root_steps_per_token / (np.sqrt(overdispersion) * fourth * fourth * square)  # off^-TAIL
     return kernel
 
 
@@ -256,8 +271,8 @@ def _overdispersion(steps: Array) -> Array:
     one: the bracket is the share of the long answer's excess.
     """
     correlated = WANDER_STEPS / steps
-    share = np.where(_WANDERING, 1 - correlated * -np.expm1(-1 / correlated), 1.0)
-    counted: Array = 1 + _EXCESS * share
+    share = 1 + correlated * np.expm1(-1 / correlated)
+    counted: Array = 1 + _CONSTANT_EXCESS + _WANDERING_EXCESS * share
     return counted
 
 
@@ -265,8 +280,3 @@ def _accepted(share: float, positions: int | None) -> float:
     """Accepted tokens a step: p + p^2 + ... + p^K."""
     full = 0.0 if positions is None else share**positions
     return share * (1 - full) / (1 - share)
-
-
-def _smoothed(rows: Array) -> Array:
-    smooth: Array = rows @ _SMOOTHER
-    return smooth

@@ -7,7 +7,6 @@ over, or time. So every answer advances five clocks, and what cannot be known of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
@@ -44,18 +43,48 @@ class ClockReading(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     def on(self, clock: Clock) -> float | None:
         """The value on one clock."""
-        value: float | None = getattr(self, clock.value)
+        value: float | None = getattr(self, clock)
         return value
 
     def plus(self, other: ClockReading) -> ClockReading:
         """The sum, unknown wherever one of the two is."""
-        return _reading(
-            (mine + its if mine is not None and its is not None else None) for mine, its in _both(self, other)
+        return ClockReading(
+            requests=_sum(self.requests, other.requests),
+            tokens=_sum(self.tokens, other.tokens),
+            steps=_sum(self.steps, other.steps),
+            kv_blocks=_sum(self.kv_blocks, other.kv_blocks),
+            seconds=_sum(self.seconds, other.seconds),
         )
 
     def times(self, factor: float) -> ClockReading:
         """All known values multiplied."""
-        return _reading((None if value is None else value * factor) for value in _values(self))
+        return ClockReading(
+            requests=_product(self.requests, factor),
+            tokens=_product(self.tokens, factor),
+            steps=_product(self.steps, factor),
+            kv_blocks=_product(self.kv_blocks, factor),
+            seconds=_product(self.seconds, factor),
+        )
+
+    def with_known(self, other: ClockReading) -> ClockReading:
+        """The sum, where what is unknown in ``other`` adds nothing."""
+        return ClockReading(
+            requests=_known_sum(self.requests, other.requests),
+            tokens=_known_sum(self.tokens, other.tokens),
+            steps=_known_sum(self.steps, other.steps),
+            kv_blocks=_known_sum(self.kv_blocks, other.kv_blocks),
+            seconds=_known_sum(self.seconds, other.seconds),
+        )
+
+    def moved_to(self, other: ClockReading) -> ClockReading:
+        """A running mean, one value later."""
+        return ClockReading(
+            requests=_moved(self.requests, other.requests),
+            tokens=_moved(self.tokens, other.tokens),
+            steps=_moved(self.steps, other.steps),
+            kv_blocks=_moved(self.kv_blocks, other.kv_blocks),
+            seconds=_moved(self.seconds, other.seconds),
+        )
 
 
 ZERO = ClockReading(requests=0.0, tokens=0.0, steps=0.0, kv_blocks=0.0, seconds=0.0)
@@ -115,8 +144,7 @@ class BackendClocks(msgspec.Struct, kw_only=True):
             kv_blocks=_known(_kv_blocks(observation)),
             seconds=seconds,
         )
-        self.total = _reading(_known_sum(total, new) for total, new in _both(self.total, clocks))
-        self.mean = _reading(_moved(mean, new) for mean, new in _both(self.mean, clocks))
+        self.total, self.mean = self.total.with_known(clocks), self.mean.moved_to(clocks)
         return Advance(clocks=clocks, idle_seconds=idle)
 
     def advance_for(self, clock: Clock, amount: float) -> ClockReading | None:
@@ -147,17 +175,12 @@ def _kv_blocks(observation: Observation) -> float | None:
     return max(0, filled) / KV_BLOCK_TOKENS
 
 
-def _values(reading: ClockReading) -> tuple[float | None, ...]:
-    return reading.requests, reading.tokens, reading.steps, reading.kv_blocks, reading.seconds
+def _sum(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
 
 
-def _both(one: ClockReading, other: ClockReading) -> Iterable[tuple[float | None, float | None]]:
-    return zip(_values(one), _values(other), strict=True)
-
-
-def _reading(values: Iterable[float | None]) -> ClockReading:
-    requests, tokens, steps, kv_blocks, seconds = values
-    return ClockReading(requests=requests, tokens=tokens, steps=steps, kv_blocks=kv_blocks, seconds=seconds)
+def _product(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
 
 
 def _known_sum(total: float | None, new: float | None) -> float | None:

@@ -16,7 +16,7 @@ import numpy as np
 from detector.stats.clocks import Clock, ClockReading
 from detector.stats.cycle_period import Period, period_of
 from detector.stats.run_bet import Bet, bet_on, spend
-from detector.stats.run_history import RunHistory
+from detector.stats.run_history import RunHistory, RunLaws
 from detector.stats.run_law import HEALTHY_SIGNATURE, bump_cells, memoryless_log_cells, prior_law, typical_length
 from detector.stats.runs import Run
 
@@ -93,6 +93,8 @@ class CycleTest:
         self._config = config or CycleConfig()
         self.state = state or CycleState()
         """To be stored; a test made from it goes on where this one was."""
+        self.runs = RunLaws(self.state.history)
+        """The healthy runs, and the laws learned from them."""
         self._verdict = self._judge()
 
     @property
@@ -129,13 +131,13 @@ class CycleTest:
             shares = {name: share for name, share in BET_WEIGHTS.items() if name == PUBLISHED or Clock(name) in ends}
             state.stakes = {name: share / sum(shares.values()) for name, share in shares.items()}
             state.log_e = dict.fromkeys(shares, 0.0)
-        laws = state.history.laws()
-        bets = {clock.value: bet_on(law, clock, state.history.units[clock]) for clock, law in laws.items()}
+        units = state.history.units
+        bets = {clock.value: bet_on(law, clock, units[clock]) for clock, law in self.runs.current.items()}
         bets[PUBLISHED] = _PUBLISHED_BET
-        for name, log_e in state.log_e.items():
-            if name in bets and bets[name].clock in ends:
-                state.log_e[name] = max(MIN_LOG_E, min(MAX_LOG_E, log_e + math.log(spend(bets[name], ends))))
-        state.history.add(run, laws)
+        placed = [name for name in state.log_e if name in bets and bets[name].clock in ends]
+        for name, payoff in zip(placed, spend([bets[name] for name in placed], ends), strict=True):
+            state.log_e[name] = max(MIN_LOG_E, min(MAX_LOG_E, state.log_e[name] + math.log(payoff)))
+        self.runs.add(run)
         state.max_log_e = max(state.max_log_e, math.log(self._e_value()))
 
     def _e_value(self) -> float:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from statistics import median
 
 import msgspec
-import numpy as np
 
 from detector.stats.clocks import Clock, ClockReading
 
@@ -73,11 +72,11 @@ def period_of(gaps: Sequence[ClockReading], clock: Clock) -> Period | None:
     kept = [one for one in lengths if low <= one[0] <= high]
     if len(kept) < 2:
         return None
-    values = [length for length, _ in kept]
-    estimate, count = float(np.mean(values)), len(values)
-    answer = float(np.mean([length / requests for length, requests in kept if requests]))
-    rounding = 0.0 if clock is Clock.REQUESTS else answer / count
-    spread = (
-        T_QUANTILES[min(count - 1, len(T_QUANTILES)) - 1] * float(np.std(values, ddof=1)) / math.sqrt(count) + rounding
-    )
+    count = len(kept)
+    estimate = sum(length for length, _ in kept) / count
+    variance = sum((length - estimate) ** 2 for length, _ in kept) / (count - 1)
+    answers = [length / requests for length, requests in kept if requests]
+    # An onset is only known to within the answer it fell into.
+    rounding = 0.0 if clock is Clock.REQUESTS or not answers else sum(answers) / len(answers) / count
+    spread = T_QUANTILES[min(count - 1, len(T_QUANTILES)) - 1] * math.sqrt(variance / count) + rounding
     return Period(estimate=estimate, low=max(0.0, estimate - spread), high=estimate + spread)

@@ -12,8 +12,8 @@ import math
 import msgspec
 
 from detector.stats.clocks import UNKNOWN, ZERO, Clock, ClockReading
-from detector.stats.run_history import RunHistory
-from detector.stats.run_law import DEGRADED_SIGNATURE, HEALTHY_SIGNATURE, RunLaw, learn_law, prior_law
+from detector.stats.run_history import RunHistory, RunLaws
+from detector.stats.run_law import DEGRADED_SIGNATURE, HEALTHY_SIGNATURE, RunLaw, prior_law, with_signature
 from detector.stats.runs import Run
 
 PRIOR_HEALTHY_REQUESTS, PRIOR_DEGRADED_REQUESTS = 300.0, 10.0
@@ -57,11 +57,14 @@ class Regime:
     ``update`` for every answer with evidence, ``learn`` for every complete run (``stats.runs``).
     """
 
-    def __init__(self, state: RegimeState | None = None) -> None:
+    def __init__(self, state: RegimeState | None = None, healthy_runs: RunLaws | None = None) -> None:
+        """``healthy_runs``: of somebody who learns them before ``learn`` is called; ``state`` then has none."""
         self.state = state or RegimeState()
         """To be stored; a filter made from it goes on where this one was."""
-        self._healthy = Durations(self.state.healthy_runs, HEALTHY_SIGNATURE, PRIOR_HEALTHY_REQUESTS)
-        self._degraded = Durations(self.state.degraded_runs, DEGRADED_SIGNATURE, PRIOR_DEGRADED_REQUESTS)
+        self._learns_healthy = healthy_runs is None
+        healthy_runs = healthy_runs or RunLaws(self.state.healthy_runs)
+        self._healthy = Durations(healthy_runs, HEALTHY_SIGNATURE, PRIOR_HEALTHY_REQUESTS)
+        self._degraded = Durations(RunLaws(self.state.degraded_runs), DEGRADED_SIGNATURE, PRIOR_DEGRADED_REQUESTS)
 
     @property
     def degraded_probability(self) -> float:
@@ -113,7 +116,10 @@ class Regime:
 
     def learn(self, run: Run, *, degraded: bool) -> None:
         """Take one complete run in."""
-        self._durations(degraded).learn(run)
+        durations = self._durations(degraded)
+        if degraded or self._learns_healthy:
+            durations.runs.add(run)
+        durations.refresh()
 
     def restart(self) -> None:
         """The backend was launched anew: healthy, for all that is known. What was learned stays."""
@@ -126,19 +132,14 @@ class Regime:
 class Durations:
     """How long one phase lasts: one law for each clock, weighted by how well that clock predicted the past runs."""
 
-    def __init__(self, history: RunHistory, signature: dict[float, float], prior_requests: float) -> None:
-        self._history, self._signature, self._prior_requests = history, signature, prior_requests
-        self._refresh()
-
-    def learn(self, run: Run) -> None:
-        """Take one complete run of this phase in."""
-        self._history.add(run, self._scored)
-        self._refresh()
+    def __init__(self, runs: RunLaws, signature: dict[float, float], prior_requests: float) -> None:
+        self.runs, self._signature, self._prior_requests = runs, signature, prior_requests
+        self.refresh()
 
     def turn_probability(self, elapsed: ClockReading, advance: ClockReading) -> float:
         """Probability that the phase ends while the clocks advance, given that it lasted until now."""
         ends = lasts = 0.0
-        for clock, (law, weight) in self._laws.items():
+        for clock, law, weight in self._laws:
             since, more = elapsed.on(clock), advance.on(clock)
             if since is None or more is None:
                 continue
@@ -151,24 +152,27 @@ class Durations:
         return 1 - math.exp(-requests / self._mean_requests())
 
     def _mean_requests(self) -> float:
-        runs = self._history.intervals.get(Clock.REQUESTS, [])
+        runs = self.runs.history.intervals.get(Clock.REQUESTS, [])
         return (self._prior_requests + sum(high for _, high in runs)) / (1 + len(runs))
 
-    def _refresh(self) -> None:
-        self._scored = self._history.laws()
-        laws = dict(self._scored)
-        requests = self._history.intervals.get(Clock.REQUESTS)
+    def refresh(self) -> None:
+        """There may be more runs."""
+        history, laws = self.runs.history, dict(self.runs.current)
+        requests = history.intervals.get(Clock.REQUESTS)
         laws[Clock.REQUESTS] = (
-            learn_law(requests, self._signature) if requests else prior_law(self._prior_requests, self._signature)
+            with_signature(laws[Clock.REQUESTS], requests, self._signature)
+            if requests
+            else prior_law(self._prior_requests, self._signature)
         )
-        scores = {clock: CLOCK_PRIOR[clock] + self._history.scores.get(clock, 0.0) for clock in laws}
+        scores = {clock: CLOCK_PRIOR[clock] + history.scores.get(clock, 0.0) for clock in laws}
         best = max(scores.values())
         weights = {clock: math.exp(score - best) for clock, score in scores.items()}
-        self._laws: dict[Clock, tuple[RunLaw, float]] = {
-            clock: (law, weights[clock] / sum(weights.values()))
+        total = sum(weights.values())
+        self._laws: list[tuple[Clock, RunLaw, float]] = [
+            (clock, law, weights[clock] / total)
             for clock, law in laws.items()
             if weights[clock] > NEGLIGIBLE or clock is Clock.REQUESTS
-        }
+        ]
 
 
 def _kept(beginnings: list[Beginning]) -> list[Beginning]:

@@ -7,7 +7,7 @@ import math
 import msgspec
 
 from detector.stats.clocks import Clock
-from detector.stats.run_law import WINDOW, Interval, RunLaw, learn_law
+from detector.stats.run_law import WINDOW, Interval, RunLaw, RunWindow, learn_laws
 from detector.stats.runs import Run
 
 SCORE_FORGETTING = 0.97
@@ -27,15 +27,14 @@ class RunHistory(msgspec.Struct, kw_only=True):
     """Sum of the log probabilities that a clock gave to the cells in which the runs ended."""
     count: int = 0
 
-    def laws(self) -> dict[Clock, RunLaw]:
-        """The predictive law of the next run on each clock, by past runs alone."""
-        return {clock: learn_law(runs) for clock, runs in self.intervals.items()}
-
-    def add(self, run: Run, laws: dict[Clock, RunLaw]) -> None:
-        """Take a run in. ``laws`` are those that were in force before it."""
+    def add(self, run: Run, laws: dict[Clock, RunLaw]) -> list[Clock]:
+        """Take a run in; ``laws`` are those that were in force before it (``RunLaws`` sees to that). Returns the clocks
+        that know it.
+        """
         self.count += 1
         ends = {clock: run.ends(clock) for clock in Clock}
         self._score({clock: at for clock, at in ends.items() if at is not None}, laws)
+        known = []
         for clock, at in ends.items():
             if at is None or at[-1] <= 0:
                 continue
@@ -45,6 +44,8 @@ class RunHistory(msgspec.Struct, kw_only=True):
             del window[:-WINDOW]
             unit = at[-1] / len(at)
             self.units[clock] = self.units.get(clock, unit) + (unit - self.units.get(clock, unit)) / len(window)
+            known.append(clock)
+        return known
 
     def _score(self, ends: dict[Clock, list[float]], laws: dict[Clock, RunLaw]) -> None:
         found = {
@@ -56,3 +57,30 @@ class RunHistory(msgspec.Struct, kw_only=True):
         missing = found.get(Clock.REQUESTS, 0.0)
         for clock in laws:
             self.scores[clock] = SCORE_FORGETTING * self.scores.get(clock, 0.0) + found.get(clock, missing)
+
+
+class RunLaws:
+    """The predictive law of the next run on each clock, by past runs alone; worked out when it is asked for."""
+
+    def __init__(self, history: RunHistory) -> None:
+        self.history = history
+        """To be stored; laws made from it are those that were in force."""
+        self._windows = {clock: RunWindow(runs) for clock, runs in history.intervals.items()}
+        self._current: dict[Clock, RunLaw] | None = None
+
+    @property
+    def current(self) -> dict[Clock, RunLaw]:
+        """The laws in force, of the clocks that know any run."""
+        if self._current is None:
+            self._current = dict(zip(self._windows, learn_laws(list(self._windows.values())), strict=True))
+        return self._current
+
+    def add(self, run: Run) -> None:
+        """Take a run in."""
+        for clock in self.history.add(run, self.current):
+            runs = self.history.intervals[clock]
+            if clock in self._windows:
+                self._windows[clock].follow(runs)
+            else:
+                self._windows[clock] = RunWindow(runs)
+        self._current = None

@@ -16,7 +16,7 @@ runs = st.lists(st.tuples(st.floats(0, 1e5), st.floats(0.01, 1e3)).map(lambda on
 @given(runs)
 def test_a_law_is_a_distribution_function(seen):
     law = learn_law(seen)
-    assert law.cumulative == sorted(law.cumulative)
+    assert (np.diff(law.cumulative) >= 0).all()
     assert law.cumulative[0] == 0
     assert law.below(0) == 0
     assert 0.5 < law.below(1e12) <= 1
@@ -59,7 +59,7 @@ def test_no_uniform_law_on_any_clock_makes_the_bet_worth_more_than_its_stake(see
     if clock not in ends:
         return
     bet = bet_on(learn_law(seen), clock, 1.0)
-    payoffs = [spend(bet, {name: points[: at + 1] for name, points in ends.items()}) for at in range(cells)]
+    payoffs = [spend([bet], {name: points[: at + 1] for name, points in ends.items()})[0] for at in range(cells)]
     for points in ends.values():
         weights = np.diff([0.0, *points])
         means = np.cumsum(weights * payoffs) / np.cumsum(weights)
@@ -69,5 +69,5 @@ def test_no_uniform_law_on_any_clock_makes_the_bet_worth_more_than_its_stake(see
 
 def test_the_bet_on_the_published_cycle_pays_nearly_what_the_law_itself_would():
     bet = bet_on(prior_law(6.0, HEALTHY_SIGNATURE, 0.97), Clock.REQUESTS, 1.0)
-    six = spend(bet, {Clock.REQUESTS: [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
+    (six,) = spend([bet], {Clock.REQUESTS: [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
     assert 4.0 < six <= 0.6 / (0.8 / 6)

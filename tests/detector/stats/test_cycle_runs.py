@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from detector.stats.clocks import Advance, Clock, ClockReading
-from detector.stats.run_history import RunHistory
+from detector.stats.run_history import RunHistory, RunLaws
 from detector.stats.runs import MAX_CELLS, RunRecorder
 
 
@@ -111,13 +111,14 @@ def test_hours_of_health_take_no_more_room_and_lose_nothing():
 
 
 def test_history_keeps_the_last_runs_and_compares_clocks_on_the_same_event():
-    recorder, history = RunRecorder(), RunHistory()
+    recorder, runs = RunRecorder(), RunLaws(RunHistory())
     recorded([0], recorder).turn(0)
     request = 0
     for length in [6] * 40:
         recorded(range(request + 1, request + 1 + length), recorder)
         request += length
-        history.add(recorder.turn(request), history.laws())
+        runs.add(recorder.turn(request))
+    history = runs.history
     assert history.count == 40
     assert history.intervals[Clock.REQUESTS][-1] == (5, 6)
     assert len(history.intervals[Clock.REQUESTS]) == 24
