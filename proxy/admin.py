@@ -15,10 +15,11 @@ from detector.policy.explanation import explain
 from proxy import runbooks
 from proxy.actions import Actions
 from proxy.agent_check import serving_degraded
-from proxy.control import Control, Watched, request_fields
+from proxy.control import Control, Watched
 from proxy.effects.executor import Executor
 from proxy.exposition import joined
 from proxy.gateway import Gateway
+from proxy.logs import request_fields
 from proxy.metrics import Metrics
 from proxy.recording import Recording
 from proxy.upstream_metrics import UpstreamMetrics

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
+from collections.abc import Callable
 
 import aiohttp
 import msgspec
@@ -16,6 +18,54 @@ from proxy.upstream import Backend
 
 PATH = "/v1/chat/completions"
 _numbers = itertools.count(1)
+
+
+class Canary:
+    """The one canary that may be out; outside the hot path, in a task of its own."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        ended: Callable[[Observation], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        """ended: gets what was measured, failures of the engine included. failed: a fault of ours."""
+        self._session, self._ended, self._failed = session, ended, failed
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_out(self) -> bool:
+        """Whether its answer has not ended."""
+        return self._task is not None and not self._task.done()
+
+    def begin(self, backend: Backend, policy: config.Policy, model: str | None, tokens: int, depth: int | None) -> None:
+        """Send one. model: a name that clients use; None: no client has named one, the engine's first is taken."""
+        self._task = asyncio.get_running_loop().create_task(self._send(backend, policy, model, tokens, depth))
+        self._task.add_done_callback(self._done)
+
+    async def close(self) -> None:
+        """Stop one that is out."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _send(
+        self, backend: Backend, policy: config.Policy, model: str | None, tokens: int, depth: int | None
+    ) -> None:
+        named = model or await _first_model(backend, self._session)
+        self._ended(await send_canary(backend, self._session, policy, named, tokens, depth))
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
+
+
+async def _first_model(backend: Backend, session: aiohttp.ClientSession) -> str:
+    try:
+        async with session.get(f"{backend.base_url}/v1/models", headers=backend.headers) as answer:
+            return str((await answer.json())["data"][0]["id"])
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 async def send_canary(
@@ -68,14 +118,11 @@ def _body(policy: config.Policy, model: str, tokens: int) -> bytes:
 async def _ask(
     backend: Backend, session: aiohttp.ClientSession, policy: config.Policy, body: bytes, meter: Meter
 ) -> Ending:
-    headers = {"content-type": "application/json"}
-    if backend.authorization is not None:
-        headers["authorization"] = backend.authorization.decode("latin-1")
+    headers = backend.headers | {"content-type": "application/json"}
     timeout = aiohttp.ClientTimeout(
         total=policy.canary_timeout_seconds, sock_connect=backend.settings.connect_timeout_seconds
     )
-    url = backend.settings.url.rstrip("/") + PATH
-    async with session.post(url, data=body, headers=headers, timeout=timeout) as answer:
+    async with session.post(backend.base_url + PATH, data=body, headers=headers, timeout=timeout) as answer:
         meter.head(
             time.monotonic(),
             answer.status,

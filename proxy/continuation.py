@@ -231,7 +231,7 @@ class RunningAnswer:
         key = exchange.authorization_for(backend)
         headers = {"authorization": key.decode("latin-1")} if key is not None else {}
         limit = aiohttp.ClientTimeout(total=backend.settings.connect_timeout_seconds)
-        url = backend.settings.url.rstrip("/") + path
+        url = backend.base_url + path
         async with self._shared.session.request(method, url, json=body, headers=headers, timeout=limit) as response:
             response.raise_for_status()
             return await response.json()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import time
@@ -16,10 +15,8 @@ import msgspec
 from detector.observation import Ending, EngineSample, Observation
 from detector.policy import (
     Action,
-    Level,
     Mode,
     Notice,
-    PolicyConfig,
     PolicyState,
     Restart,
     RouteTo,
@@ -34,15 +31,16 @@ from detector.policy.cost import options, stay_prompt_tokens
 from detector.policy.explanation import Explanation, explain
 from detector.verdict import Episode, Phase, Verdict
 from detector.watch import Watch, WatchConfig
-from proxy import config_effects
 from proxy.avoided import Avoided
-from proxy.canary import send_canary
+from proxy.canary import Canary
 from proxy.config import Config
 from proxy.effects import protocol as effects
 from proxy.effects.protocol import EffectError, Notify, Outcome
 from proxy.events import Event, Events, Left, Measured, Returned, Sampled, Stepped, Unreachable
 from proxy.gateway import Gateway
+from proxy.logs import request_fields, rounded
 from proxy.metrics import Metrics
+from proxy.policy_settings import policy_config
 from proxy.recording import Recording
 from proxy.routing import Routing
 from proxy.tracing import Tracing
@@ -118,7 +116,7 @@ class Control:
         self._recording = recording
         self._session = session
         self._tracing = tracing
-        self._canary: asyncio.Task[None] | None = None
+        self._canary = Canary(session, self._canary_ended, self._canary_failed)
         self._avoided = Avoided()
         self.publish()
 
@@ -286,7 +284,7 @@ class Control:
         self._metrics.outcome(outcome)
         if isinstance(outcome.action, Notify) and outcome.succeeded:
             return
-        log.log(level, "%s: %s", outcome.effect, outcome.detail, extra={"fields": _rounded(outcome.phases)})
+        log.log(level, "%s: %s", outcome.effect, outcome.detail, extra={"fields": rounded(outcome.phases)})
         if not isinstance(outcome.action, Notify):
             result = "succeeded" if outcome.succeeded else "failed"
             # The first line is ours; an engine's last lines may follow, and they may hold a prompt.
@@ -304,7 +302,7 @@ class Control:
             "succeeded": outcome.succeeded,
             "level": getattr(outcome.action, "level", None),
         }
-        self._recording.event("action", backend, fields | _rounded(outcome.phases))
+        self._recording.event("action", backend, fields | rounded(outcome.phases))
 
     def _reachability(self, name: str, reachable: bool, reason: str) -> None:
         watched = self.watched[name]
@@ -372,40 +370,28 @@ class Control:
         backend = watched.backend
         wanted = self.config.policy.canaries_without_traffic and self._gateway.routing.order[0] is backend
         degraded = wanted and watched.watch.verdict.degraded and watched.reachable and backend.away is None
-        out = self._canary is not None and not self._canary.done()
+        out = self._canary.is_out
         tokens = self._avoided.due(time.monotonic(), self.policy, degraded=degraded, begun=backend.begun, out=out)
         if tokens is not None:
             self._begin_canary(backend.name, tokens)
 
     def _begin_canary(self, name: str, tokens: int) -> None:
-        self._canary = asyncio.get_running_loop().create_task(self._send_canary(name, tokens))
-        self._canary.add_done_callback(self._canary_done)
-
-    async def _send_canary(self, name: str, tokens: int) -> None:
         watched = self.watched[name]
-        model = watched.model or await self._first_model(watched.backend)
         depth = watched.sample.num_speculative_tokens if watched.sample is not None else None
-        observation = await send_canary(watched.backend, self._session, self.config.policy, model, tokens, depth)
+        self._canary.begin(watched.backend, self.config.policy, watched.model, tokens, depth)
+
+    def _canary_ended(self, observation: Observation) -> None:
+        name = observation.backend
         self._metrics.canary(name, observation)
         self._recording.event("canary", name, request_fields(observation))
         self._recording.response(observation, (), 0, 0)
         # The policy waits for exactly this: it must not be dropped.
         self._events.put(Measured(observation), must=True)
 
-    def _canary_done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            self._metrics.control_failures.inc()
-            log.error("a canary could not be sent", exc_info=task.exception())
-            self._decide(Signal(event=PolicyEvent.CANARY_FAILED))
-
-    async def _first_model(self, backend: Backend) -> str:
-        """The engine's own first model, where no client has named one yet."""
-        headers = {"authorization": backend.authorization.decode()} if backend.authorization else {}
-        try:
-            async with self._session.get(f"{backend.settings.url.rstrip('/')}/v1/models", headers=headers) as answer:
-                return str((await answer.json())["data"][0]["id"])
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError, TypeError):
-            return ""
+    def _canary_failed(self, error: BaseException) -> None:
+        self._metrics.control_failures.inc()
+        log.error("a canary could not be sent", exc_info=error)
+        self._decide(Signal(event=PolicyEvent.CANARY_FAILED))
 
     def publish(self) -> None:
         """Give the hot path a new routing table."""
@@ -433,62 +419,8 @@ class Control:
 
     async def close(self) -> None:
         """Stop a canary that is out."""
-        if self._canary is not None:
-            self._canary.cancel()
-            await asyncio.gather(self._canary, return_exceptions=True)
+        await self._canary.close()
 
 
 def _nobody_can(action: effects.Action) -> object:
     raise EffectError(f"nothing can carry out {action}")
-
-
-def policy_config(config: Config) -> PolicyConfig:
-    """The policy's own settings, from those of the file."""
-    settings = config.policy
-    return PolicyConfig(
-        mode=Mode(settings.mode),
-        primary=next(backend.name for backend in config.backends if backend.role == "primary"),
-        fallbacks=tuple(backend.name for backend in config.backends if backend.role == "fallback"),
-        dwell_seconds=settings.dwell_seconds,
-        min_gain_share=settings.min_gain_share,
-        switch_seconds=settings.switch_seconds,
-        verdict_valid_seconds=settings.verdict_valid_seconds,
-        canary_tokens=settings.canary_tokens,
-        canary_max_tokens=settings.canary_max_tokens,
-        canary_interval_seconds=settings.canary_interval_seconds,
-        canary_max_interval_seconds=max(
-            settings.max_backoff_seconds, settings.dwell_seconds, settings.canary_interval_seconds
-        ),
-        canary_max_share=settings.canary_max_share,
-        canary_burst_tokens=settings.canary_burst_tokens,
-        canary_traffic_share=settings.canary_traffic_share,
-        ladder=tuple(_level(level) for level in config.ladder),
-    )
-
-
-def _level(level: config_effects.Level) -> Level:
-    depth = (level.speculative_config or {}).get("num_speculative_tokens", 0)
-    return Level(name=level.name, num_speculative_tokens=depth, tokens_per_second=level.tokens_per_second)
-
-
-def request_fields(observation: Observation) -> dict[str, object]:
-    """The numbers of an answer that people read in a log line."""
-    names = (
-        "request_id",
-        "backend",
-        "status",
-        "ending",
-        "ttft_seconds",
-        "completion_tokens",
-        "decode_tokens_per_second",
-        "acceptance_length",
-        "acceptance_source",
-        "step_seconds",
-        "in_flight",
-    )
-    values = {name: getattr(observation, name) for name in names}
-    return _rounded(values)
-
-
-def _rounded(values: Mapping[str, object]) -> dict[str, object]:
-    return {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import msgspec
 
+from detector.observation import Observation
 from proxy.config import Log
 
 
@@ -49,3 +51,27 @@ def set_up(settings: Log) -> None:
     root.setLevel(logging.WARNING)
     logging.getLogger("specbreaker").setLevel(settings.level.upper())
     logging.getLogger("replay").setLevel(settings.level.upper())
+
+
+def request_fields(observation: Observation) -> dict[str, object]:
+    """The numbers of an answer that people read in a log line."""
+    names = (
+        "request_id",
+        "backend",
+        "status",
+        "ending",
+        "ttft_seconds",
+        "completion_tokens",
+        "decode_tokens_per_second",
+        "acceptance_length",
+        "acceptance_source",
+        "step_seconds",
+        "in_flight",
+    )
+    values = {name: getattr(observation, name) for name in names}
+    return rounded(values)
+
+
+def rounded(values: Mapping[str, object]) -> dict[str, object]:
+    """The same with six decimals, for people who read a log."""
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}

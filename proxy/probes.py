@@ -76,9 +76,8 @@ class Probe:
         return sample
 
     async def _read(self) -> EngineSample:
-        headers = {"authorization": self.backend.authorization.decode()} if self.backend.authorization else {}
+        headers, base = self.backend.headers, self.backend.base_url
         timeout = aiohttp.ClientTimeout(total=SCRAPE_TIMEOUT_SECONDS)
-        base = self.backend.settings.url.rstrip("/")
         if self._version is None:
             async with self._session.get(f"{base}/version", headers=headers, timeout=timeout) as answer:
                 self._version = _version(await read_all(answer, MAX_VERSION_BYTES)) if answer.status == 200 else ""

@@ -15,10 +15,11 @@ import msgspec
 from detector.policy import PolicyConfig
 from proxy import logs
 from proxy.config import Config, ConfigError
-from proxy.control import Control, policy_config
+from proxy.control import Control
 from proxy.gateway import Gateway
 from proxy.measure import Measurement
 from proxy.metrics import Metrics
+from proxy.policy_settings import policy_config
 from proxy.probes import Probe
 
 LIVE_SECTIONS: Final = ("measure", "policy", "log")

@@ -84,6 +84,10 @@ class Backend:
         self.ssl = ssl.create_default_context() if parts.scheme == "https" else None
         key = os.environ.get(settings.api_key_env) if settings.api_key_env else None
         self.authorization = f"Bearer {key}".encode("latin-1") if key else None
+        self.base_url = settings.url.rstrip("/")
+        """A path is appended to it."""
+        self.headers = {"authorization": self.authorization.decode("latin-1")} if self.authorization else {}
+        """What a question of our own carries."""
         self.generation = 0
         """Launch of the engine; grows when /metrics show a new process."""
         self.away: Away | None = None

@@ -48,12 +48,9 @@ class UpstreamMetrics:
         return families
 
     async def _read(self, backend: Backend) -> str:
-        headers = {"accept": "text/plain; version=0.0.4"}
-        if backend.authorization is not None:
-            headers["authorization"] = backend.authorization.decode("latin-1")
+        headers = backend.headers | {"accept": "text/plain; version=0.0.4"}
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
-        url = f"{backend.settings.url.rstrip('/')}/metrics"
-        async with self._session.get(url, headers=headers, timeout=timeout) as answer:
+        async with self._session.get(f"{backend.base_url}/metrics", headers=headers, timeout=timeout) as answer:
             answer.raise_for_status()
             return (await read_all(answer, MAX_METRICS_BYTES)).decode()
 

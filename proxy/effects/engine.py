@@ -24,8 +24,8 @@ class Engine:
     def __init__(self, backend: Backend, session: aiohttp.ClientSession) -> None:
         self.backend = backend
         self._session = session
-        self._base = backend.settings.url.rstrip("/")
-        self._headers = {"authorization": backend.authorization.decode()} if backend.authorization else {}
+        self._base = backend.base_url
+        self._headers = backend.headers
 
     async def ready(self) -> bool:
         """/health and /v1/models both answer: the engine lives, and its model is loaded.

@@ -199,7 +199,7 @@ def test_a_canary_budget_that_cannot_pay_one_canary_is_refused() -> None:
 
 
 def test_the_files_settings_reach_the_policy() -> None:
-    from proxy.control import policy_config
+    from proxy.policy_settings import policy_config
 
     config: Config = settings("http://127.0.0.1:1", "http://127.0.0.1:2", policy__dwell_seconds=90.0)
     policy = policy_config(config)
