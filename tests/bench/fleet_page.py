@@ -78,7 +78,7 @@ Written by `make bench-fleet` ({run.date_utc} UTC, {run.wall_seconds:.0f} s): do
 {ENGINES} emulated engines (K = 8, {HEALTHY_A / STEP_SECONDS:.0f} tok/s healthy, 61 collapsed), each with a cycle of its
 own: 5 to 9 healthy answers, then 3 to 5 collapsed ones, begun at another place; six count requests, two tokens, one
 steps, one seconds. {ENGINES} agents ask for answers of {ANSWER_TOKENS} tokens, one after the other,
-{run.answers_per_agent} each. The balancer is deploy/haproxy/haproxy.cfg; no engine has a fallback but its neighbours.
+{run.answers_per_agent} each. The balancer is deploy/haproxy/haproxy.cfg; no engine has a fallback but other engines.
 Seeds (each another fleet):
 {", ".join(map(str, seeds))}; figures are means over them.
 
