@@ -66,6 +66,11 @@ def result_of(arm: Arm, scale: float, given: list[Answer], rig: Fleet, wall: flo
     waited = [scale * ((one.ttft_seconds or 0.0) + (one.decode_seconds or 0.0)) for one in whole]
     rates = [(ANSWER_TOKENS - 1) / scale / (one.decode_seconds or 1.0) for one in whole]
     served = [request for emulator in rig.emulators for request in emulator.log]
+    healthy = [
+        one.decode_tokens_per_second
+        for one in served
+        if one.phases == ("healthy",) and one.completion_tokens == ANSWER_TOKENS and one.decode_tokens_per_second
+    ]
     canaries = [request for request in served if request.completion_tokens != ANSWER_TOKENS]
     return Result(
         arm=arm.name,
@@ -76,6 +81,8 @@ def result_of(arm: Arm, scale: float, given: list[Answer], rig: Fleet, wall: flo
         slow_share=sum(rate < SLOW_TOK_S for rate in rates) / len(rates) if rates else None,
         slowest_tok_s=min(rates, default=None),
         longest_seconds=max(waited, default=None),
+        healthy_tok_s=len(healthy) / sum(1 / rate for rate in healthy) if healthy else None,
+        load_after=os.getloadavg()[0],
         canaries=len(canaries),
         canary_tokens=sum(request.completion_tokens for request in canaries),
         wall_seconds=wall,

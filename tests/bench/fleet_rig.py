@@ -17,6 +17,7 @@ from replay.emulator import Emulator, serving
 from replay.emulator.scenario import CyclePart, Scenario
 
 ENGINES = 10
+ATTEMPTS = 4
 ANSWER_TOKENS = 2000
 CLOCKS = (
     "requests",
@@ -51,6 +52,8 @@ class Arm(msgspec.Struct, frozen=True):
     balance: str
     specbreaker: bool = False
     canaries: bool = True
+    neighbour: bool = False
+    """The next engine is each one's fallback: new requests go there, and running answers move when theirs collapses."""
     collapses: bool = True
 
 
@@ -60,6 +63,7 @@ ARMS = (
     Arm("HAProxy, leastconn", "leastconn"),
     Arm("HAProxy and ten specbreakers", "roundrobin", specbreaker=True),
     Arm("the same without canaries_without_traffic", "roundrobin", specbreaker=True, canaries=False),
+    Arm("the same, act, the next engine as fallback", "roundrobin", specbreaker=True, neighbour=True),
 )
 
 
@@ -100,7 +104,7 @@ async def fleet(arm: Arm, scale: float, seed: int, folder: Path) -> AsyncIterato
         pids: list[int] = []
         lines = [f"server e{index} 127.0.0.1:{port} check" for index, port in enumerate(ports)]
         if arm.specbreaker:
-            starting = [_specbreaker(stack, index, port, arm, scale, folder) for index, port in enumerate(ports)]
+            starting = [_specbreaker(stack, index, ports, arm, scale, folder) for index in range(ENGINES)]
             proxies = await asyncio.gather(*starting)
             pids = [pid for pid, _ in proxies]
             lines = [line for _, line in proxies]
@@ -112,21 +116,35 @@ async def fleet(arm: Arm, scale: float, seed: int, folder: Path) -> AsyncIterato
 
 
 async def _specbreaker(
-    stack: contextlib.AsyncExitStack, index: int, engine: int, arm: Arm, scale: float, folder: Path
+    stack: contextlib.AsyncExitStack, index: int, engines: list[int], arm: Arm, scale: float, folder: Path
 ) -> tuple[int, str]:
-    """Start one in front of an engine: its PID, and its line in HAProxy's configuration."""
-    running, agent = Running(port=free_port(), admin=free_port()), free_port()
-    settings = scaled(scale)
-    settings["server"] = {
-        "listen": f"127.0.0.1:{running.port}",
-        "admin": f"127.0.0.1:{running.admin}",
-        "agent": f"127.0.0.1:{agent}",
-    }
-    settings["policy"]["canaries_without_traffic"] = arm.canaries
-    command = serve(folder / f"e{index}.toml", {f"e{index}": engine}, settings)
-    process = await stack.enter_async_context(launched(command, PATHS, folder / f"e{index}.log"))
-    await ready(f"specbreaker {index}", process, running)
-    return process.pid, f"server e{index} 127.0.0.1:{running.port} port {running.admin} agent-check agent-port {agent}"
+    """Start one in front of an engine: its PID, and its line in HAProxy's configuration. Raises Missing."""
+    for attempt in range(ATTEMPTS):
+        running, agent = Running(port=free_port(), admin=free_port()), free_port()
+        settings = scaled(scale)
+        settings["server"] = {
+            "listen": f"127.0.0.1:{running.port}",
+            "admin": f"127.0.0.1:{running.admin}",
+            "agent": f"127.0.0.1:{agent}",
+        }
+        settings["policy"]["canaries_without_traffic"] = arm.canaries
+        backends = {f"e{index}": engines[index]}
+        if arm.neighbour:
+            settings["policy"]["mode"] = "act"
+            settings["continuation"] = {"on_collapse": True}
+            backends["next"] = engines[(index + 1) % ENGINES]
+        command = serve(folder / f"e{index}.toml", backends, settings)
+        process = await stack.enter_async_context(launched(command, PATHS, folder / f"e{index}.log"))
+        try:
+            await ready(f"specbreaker {index}", process, running)
+        except Missing:
+            # A port that was free a moment ago may be somebody's by now.
+            if attempt == ATTEMPTS - 1:
+                raise
+        else:
+            server = f"127.0.0.1:{running.port} port {running.admin}"
+            return process.pid, f"server e{index} {server} agent-check agent-port {agent}"
+    raise AssertionError
 
 
 def _haproxy(arm: Arm, port: int, lines: list[str], scale: float, folder: Path) -> list[str]:

@@ -55,11 +55,19 @@ def test_figures_are_tokens_over_engine_seconds() -> None:
 
 def test_the_page_has_a_row_for_each_arm_that_ran() -> None:
     results = [
-        Result(arm=arm.name, seed=1, answers=10, fleet_tok_s=rate, decode_tok_s=rate / 10, slow_share=0.1)
+        Result(
+            arm=arm.name,
+            seed=1,
+            answers=10,
+            fleet_tok_s=rate,
+            decode_tok_s=rate / 10,
+            slow_share=0.1,
+            healthy_tok_s=219.0,
+        )
         for arm, rate in zip(ARMS[:2], (2200.0, 1100.0), strict=True)
     ]
     results.append(Result(arm=WITH.name, seed=1, failed="not installed"))
     page = fleet_page.page(Run("2026-01-01 00:00", "fleet.py", "a machine", 0.1, 4.0, 10, 60.0, results))
-    assert "| HAProxy, roundrobin | 1100 | 50 % | 110.0 | 10.0 % |" in page
+    assert "| HAProxy, roundrobin | 1100 | 50 % | 10.0 % | 0 | 0 | 0.0 % | 219.0 | 0.0 |" in page
     assert f"| {WITH.name} | not installed |" in page
     assert ARMS[2].name not in page

@@ -37,12 +37,12 @@ class Engine:
 
 
 @contextlib.asynccontextmanager
-async def engine(name: str, directory: Path, policy: str = "") -> AsyncIterator[Engine]:
-    """An engine that changes its phase only when told to. policy: lines for [policy]."""
+async def engine(name: str, directory: Path, policy: str = "", server: str = "") -> AsyncIterator[Engine]:
+    """An engine that changes its phase only when told to. policy, server: lines for [policy] and [server]."""
     emulator, port = Emulator(parse_scenario(SCENARIO, "switched"), model="m", time_scale=30), free_port()
     async with serving(emulator) as url:
         file = directory / f"{name}.toml"
-        text = f'[server]\nagent = "127.0.0.1:{port}"\n[[backends]]\nname = "{name}"\nurl = "{url}"\n'
+        text = f'[server]\nagent = "127.0.0.1:{port}"\n{server}\n[[backends]]\nname = "{name}"\nurl = "{url}"\n'
         file.write_text(f"{text}[policy]\n{policy}\n")
         with served("--config", str(file)) as proxy:
             yield Engine(emulator, proxy, port)

@@ -90,6 +90,15 @@ def test_nothing_is_taken_of_a_text_that_cannot_be_read(text: str) -> None:
     assert families.text(openmetrics=False) == ""
 
 
+@given(st.text(alphabet=st.sampled_from('# HELPTYPE\n{}="\\,x_1 counter\r')))
+def test_any_other_text_is_refused_or_read_and_gives_valid_text(text: str) -> None:
+    families = Families()
+    with contextlib.suppress(ValueError):
+        list(families.add("b", text))
+    for line in families.text(openmetrics=False).splitlines():
+        assert line.startswith("# ") or 'backend="b"' in line
+
+
 def test_a_long_text_is_read_with_pauses() -> None:
     assert len(list(Families().add("b", "x 1\n" * 5000))) >= 10
 
