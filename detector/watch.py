@@ -105,10 +105,11 @@ class Watch:
         """
         if observation.generation > self._phases.generation:
             self.restart(observation.generation)
-        number = self._phases.answers
+        number, recovered_at = self._phases.answers, self._phases.recovered_at
         verdict = self._phases.update(observation, self._engine)
         if observation.generation == self._phases.generation:
-            self._outlook.update(number, observation, self._phases.last_evidence_nats, self._phases.take_boundaries())
+            phases = self._phases
+            self._outlook.update(number, observation, phases.last_evidence_nats, phases.take_boundaries(), recovered_at)
         self._verdict = msgspec.structs.replace(verdict, forecast=self._outlook.forecast)
         return self._verdict
 

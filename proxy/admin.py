@@ -10,15 +10,18 @@ from typing import Any, Final
 
 import msgspec
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from detector.policy.explanation import explain
+from proxy import runbooks
 from proxy.actions import Actions
+from proxy.agent_check import serving_degraded
 from proxy.control import Control, Watched, request_fields
 from proxy.effects.executor import Executor
+from proxy.exposition import joined
 from proxy.gateway import Gateway
 from proxy.metrics import Metrics
 from proxy.recording import Recording
+from proxy.upstream_metrics import UpstreamMetrics
 from proxy.version import VERSION
 
 PAGE: Final = Path(__file__).with_name("page.html")
@@ -39,6 +42,8 @@ class Admin:
     ) -> None:
         self.engine: Callable[[], dict[str, Any]] | None = None
         """What `supervise` says of the engine that it runs."""
+        self.upstream_metrics: UpstreamMetrics | None = None
+        """Where the engines' own metrics come from; None: they are not part of ours."""
         self._executor = executor
         self._actions = actions
         self._control = control
@@ -56,6 +61,7 @@ class Admin:
         app.router.add_get("/status", self._status)
         app.router.add_get("/explain", self._explain)
         app.router.add_get("/", self._page)
+        runbooks.add_routes(app)
         self._actions.add_routes(app)
         return app
 
@@ -67,12 +73,21 @@ class Admin:
             return web.json_response({"status": "draining"}, status=503)
         backends = self._control.watched.values()
         if any(watched.reachable and watched.backend.away is None for watched in backends):
-            return web.json_response({"status": "ready"})
+            return web.json_response({"status": "ready"}, headers=self._advice())
         away = [watched.backend.away.reason for watched in backends if watched.backend.away is not None]
         return web.json_response({"status": away[0] if away else "no backend can be reached"}, status=503)
 
-    async def _metrics_text(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.text(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+    def _advice(self) -> dict[str, str]:
+        """For Envoy: it sends a degraded host requests only while the others do not suffice."""
+        told = self._gateway.settings.policy.canaries_without_traffic
+        return {"x-envoy-degraded": "true"} if told and serving_degraded(self._gateway, self._control) else {}
+
+    async def _metrics_text(self, request: web.Request) -> web.Response:
+        engines = await self.upstream_metrics.read() if self.upstream_metrics is not None else None
+        body, content_type = self._metrics.exposition(request.headers.get("accept", ""))
+        if engines is not None:
+            body = joined(body, engines.text(openmetrics=content_type.startswith("application/openmetrics-text")))
+        return web.Response(body=body, headers={"content-type": content_type})
 
     async def _status(self, _: web.Request) -> web.Response:
         return _json(self.status())
@@ -187,5 +202,5 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPNotFound:
-        known = "/healthz /readyz /metrics /status /explain, and POST /actions/..."
+        known = "/healthz /readyz /metrics /status /explain /runbooks/, and POST /actions/..."
         return web.json_response({"error": f"{request.path}: no such page; there are {known}"}, status=404)

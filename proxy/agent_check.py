@@ -27,8 +27,12 @@ def advice(gateway: Gateway, control: Control) -> bytes:
         return DRAIN
     if not any(watched.reachable for watched in control.watched.values()):
         return DOWN
-    serving = gateway.routing.order[0].name
-    return AVOID if control.watched[serving].watch.verdict.degraded else SERVE
+    return AVOID if serving_degraded(gateway, control) else SERVE
+
+
+def serving_degraded(gateway: Gateway, control: Control) -> bool:
+    """Whether the backend that gets new requests is degraded."""
+    return control.watched[gateway.routing.order[0].name].watch.verdict.degraded
 
 
 async def listen(host: str, port: int, gateway: Gateway, control: Control) -> asyncio.Server:

@@ -31,7 +31,7 @@ class Server(Section, frozen=True):
     listen: str = "127.0.0.1:8900"
     """HOST:PORT of the serving port: what clients use as base_url (with /v1)."""
     admin: str = "127.0.0.1:8901"
-    """HOST:PORT of the admin port: /healthz /readyz /metrics /status /explain."""
+    """HOST:PORT of the admin port: /healthz /readyz /metrics /status /explain /runbooks."""
     admin_token_file: str | None = None
     """File with the token that POST /actions/... asks for, as "Authorization: Bearer TOKEN". None: they are refused."""
     api_key_file: str | None = None
@@ -135,6 +135,9 @@ class Policy(Section, frozen=True):
     """What a canary asks. Its answer goes nowhere."""
     canary_timeout_seconds: Seconds = 60.0
     """A canary that is not done by then has failed."""
+    canaries_without_traffic: bool = False
+    """For balancers that send a degraded engine nothing: /readyz then says x-envoy-degraded, and canaries find out, in
+    every mode, when the engine is well again."""
     prefill_tokens_per_second: PerSecond = 5000.0
     """How fast an engine reads a prompt that is not in its cache: with it, a long conversation stays where its prefix
     is cached, as long as moving costs more than it brings."""
@@ -192,6 +195,13 @@ class Tracing(Section, frozen=True):
     """Longest time that a delivery may take, retries included; also of the last one, when the proxy ends."""
 
 
+class Metrics(Section, frozen=True):
+    """What /metrics on the admin port says."""
+
+    include_upstream: bool = False
+    """Also the engines' own series, each with a label "backend": one scrape then feeds the engine's dashboards, too."""
+
+
 class Log(Section, frozen=True):
     """What is written to standard error."""
 
@@ -214,6 +224,7 @@ class Config(Section, frozen=True):
     continuation: Continuation = msgspec.field(default_factory=Continuation)
     record: Record = msgspec.field(default_factory=Record)
     tracing: Tracing = msgspec.field(default_factory=Tracing)
+    metrics: Metrics = msgspec.field(default_factory=Metrics)
     log: Log = msgspec.field(default_factory=Log)
 
 

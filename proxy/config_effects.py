@@ -39,6 +39,9 @@ class Supervise(Section, frozen=True):
     """Wait before an engine that ended by itself is started again; doubled by each further failure."""
     backoff_max_seconds: Seconds = 60.0
     """The wait grows no further."""
+    hang_seconds: Annotated[float, msgspec.Meta(ge=0)] = 120.0
+    """After an answer that ended in silence (backends.idle_timeout_seconds), how long the engine may take for one
+    token, without any counter of its /metrics moving, before it is killed and started again. 0 switches that off."""
     output_lines: Annotated[int, msgspec.Meta(ge=0)] = 200
     """Last lines of the engine's output that /explain shows."""
     output_file: str | None = None
@@ -80,6 +83,25 @@ class KubernetesEffect(Section, frozen=True):
     """Name of the engine's container in it."""
     namespace: str | None = None
     """None: the one that specbreaker runs in."""
+    api_url: str | None = None
+    """None: the cluster's own, from inside it."""
+    service_account_directory: str = "/var/run/secrets/kubernetes.io/serviceaccount"
+    """Where token, ca.crt and namespace are."""
+
+
+class LeaseEffect(Section, frozen=True):
+    """A Lease of Kubernetes that whoever restarts an engine must hold: in a fleet one engine is restarted at a time."""
+
+    name: str
+    """Name of the Lease, the same for the whole fleet. It must exist (deploy/llm-d/restart-lease.yaml)."""
+    namespace: str | None = None
+    """None: the one that specbreaker runs in."""
+    identity: str | None = None
+    """Who we are, for people who look at it. None: the host's name, which is the pod's."""
+    wait_seconds: Annotated[float, msgspec.Meta(ge=0)] = 900.0
+    """How long a restart waits for its turn, while the engine keeps its traffic; then it has failed."""
+    duration_seconds: Annotated[int, msgspec.Meta(ge=10)] = 60
+    """It is renewed three times as often. A holder that has not renewed it for this long is gone."""
     api_url: str | None = None
     """None: the cluster's own, from inside it."""
     service_account_directory: str = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -144,6 +166,7 @@ class Effects(Section, frozen=True):
     kubernetes: KubernetesEffect | None = None
     systemd: SystemdEffect | None = None
     command: CommandEffect | None = None
+    lease: LeaseEffect | None = None
     webhook: WebhookEffect | None = None
 
 

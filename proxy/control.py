@@ -13,7 +13,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from detector.observation import EngineSample, Observation
+from detector.observation import Ending, EngineSample, Observation
 from detector.policy import (
     Action,
     Level,
@@ -35,6 +35,7 @@ from detector.policy.explanation import Explanation, explain
 from detector.verdict import Episode, Phase, Verdict
 from detector.watch import Watch, WatchConfig
 from proxy import config_effects
+from proxy.avoided import Avoided
 from proxy.canary import send_canary
 from proxy.config import Config
 from proxy.effects import protocol as effects
@@ -80,8 +81,6 @@ class Watched:
         self.level: str | None = None
         """The level of the ladder that it was last started at; None: not started by us."""
         self.failures_in_a_row = 0
-        self.recovered_at = float("-inf")
-        """Monotonic seconds at which the last collapse was seen to be over."""
         self.episodes_counted = 0
 
 
@@ -107,6 +106,8 @@ class Control:
         """Begins an action, or raises EffectError; whoever puts the parts together sets it."""
         self.tell: Callable[[Notify], None] = lambda _: None
         """Tells somebody outside; whoever puts the parts together sets it."""
+        self.silent: Callable[[str], object] = lambda _: None
+        """Told of a backend in which an answer ended in silence; whoever puts the parts together sets it."""
         self.outcomes: deque[Outcome] = deque(maxlen=20)
         """What came of the last actions, the oldest first."""
         self.decisions: deque[Decision] = deque(maxlen=DECISIONS_KEPT)
@@ -118,17 +119,20 @@ class Control:
         self._session = session
         self._tracing = tracing
         self._canary: asyncio.Task[None] | None = None
+        self._avoided = Avoided()
         self.publish()
 
     async def run(self) -> None:
         """Handle facts until cancelled."""
         while True:
-            event = await self._events.get(self.state.wake_at)
+            wakes = [at for at in (self.state.wake_at, self._avoided.wake_at) if at is not None]
+            event = await self._events.get(min(wakes, default=None))
             try:
                 if event is not None:
                     self.handle(event)
                 if self.state.wake_at is not None and time.monotonic() >= self.state.wake_at:
                     self._decide(Signal(event=PolicyEvent.DWELL_ELAPSED))
+                self._ask_if_avoided()
             except Exception:
                 # A fault in the detector must not end the watching; the answers do not depend on it.
                 self._metrics.control_failures.inc()
@@ -158,6 +162,8 @@ class Control:
         watched.last = observation
         watched.model = observation.facts.model or watched.model
         self._metrics.observed(observation)
+        if observation.backend == self.policy.primary:
+            self._avoided.answered(observation, time.monotonic(), self.policy, random.random())
         if not watched.reachable and observation.status is not None:
             self._reachability(observation.backend, True, "answers again")
         before, cycle, rebases = watched.watch.verdict, watched.watch.cycle, watched.watch.rebases
@@ -175,6 +181,8 @@ class Control:
         if signal is not None:
             self._decide(signal)
         self._count_failures(watched, observation)
+        if observation.ending is Ending.UPSTREAM_TIMEOUT:
+            self.silent(observation.backend)
 
     def _cycle_judged(self, watched: Watched) -> None:
         cycle, name = watched.watch.cycle, watched.backend.name
@@ -199,9 +207,8 @@ class Control:
 
     def _stepped(self, event: Stepped) -> None:
         watched = self.watched[event.backend]
-        if event.generation != watched.backend.generation or event.started < watched.recovered_at:
-            # Of an older process, or of an answer that the last collapse hit: slow still, for a reason that is over.
-            return
+        if event.generation != watched.backend.generation:
+            return  # of an older process
         before = watched.watch.verdict
         for step in event.steps:
             verdict = watched.watch.update_step(event.request_id, step)
@@ -313,8 +320,6 @@ class Control:
 
     def _verdict(self, watched: Watched, before: Verdict, verdict: Verdict, degraded_seconds: float = 0.0) -> None:
         name = watched.backend.name
-        if before.degraded and not verdict.degraded:
-            watched.recovered_at = time.monotonic()
         if verdict.phase is not before.phase:
             level = logging.WARNING if verdict.degraded else logging.INFO
             evidence = {key: round(value, 4) for key, value in verdict.evidence.items()}
@@ -353,14 +358,28 @@ class Control:
                 if self.config.continuation.on_collapse and reason is PolicyEvent.PRIMARY_DEGRADED:
                     self._gateway.move_running(self.policy.primary)
             case SendCanary(backend, tokens):
-                self._canary = asyncio.get_running_loop().create_task(self._send_canary(backend, tokens))
-                self._canary.add_done_callback(self._canary_done)
+                self._begin_canary(backend, tokens)
             case Restart(backend, level):
                 try:
                     self.begin(effects.Restart(backend, level, "decided by the policy"))
                 except EffectError as error:
                     log.error("backend %s is not restarted at level %s: %s", backend, level, error)
                     self._decide(Signal(event=PolicyEvent.RESTART_FAILED))
+
+    def _ask_if_avoided(self) -> None:
+        """Where a balancer may leave a degraded engine altogether, find out by a canary when it is well again."""
+        watched = self.watched[self.policy.primary]
+        backend = watched.backend
+        wanted = self.config.policy.canaries_without_traffic and self._gateway.routing.order[0] is backend
+        degraded = wanted and watched.watch.verdict.degraded and watched.reachable and backend.away is None
+        out = self._canary is not None and not self._canary.done()
+        tokens = self._avoided.due(time.monotonic(), self.policy, degraded=degraded, begun=backend.begun, out=out)
+        if tokens is not None:
+            self._begin_canary(backend.name, tokens)
+
+    def _begin_canary(self, name: str, tokens: int) -> None:
+        self._canary = asyncio.get_running_loop().create_task(self._send_canary(name, tokens))
+        self._canary.add_done_callback(self._canary_done)
 
     async def _send_canary(self, name: str, tokens: int) -> None:
         watched = self.watched[name]

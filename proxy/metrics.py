@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -22,6 +23,9 @@ TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 STEPS = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1)
 RESTARTS = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 90, 120, 180, 300, 600, 1200)
 LENGTHS = (1.05, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 16)
+
+
+MAX_EXEMPLAR_ID = 128 - len("request_id")
 
 
 class Metrics:
@@ -75,6 +79,9 @@ class Metrics:
         self._effects = self._counter("effects", "Actions, by how they ended.", "effect", "result")
         for result in ("succeeded", "failed"):
             self._restarts.labels(result)
+        self._upstream_failures = self._counter(
+            "upstream_scrape_failures", "Scrapes without the engine's own metrics.", "backend"
+        )
         self._levels: dict[str, str] = {}
         self._periods: dict[str, set[Clock]] = {}
         """Clocks whose period is exported, by backend."""
@@ -140,6 +147,7 @@ class Metrics:
     def observed(self, observation: Observation) -> None:
         """An answer was measured."""
         name = observation.backend
+        exemplar = _exemplar(observation)
         for histogram, value in (
             (self._rate, observation.decode_tokens_per_second),
             (self._ttft, observation.ttft_seconds),
@@ -147,7 +155,7 @@ class Metrics:
             (self._length, observation.acceptance_length),
         ):
             if value is not None:
-                histogram.labels(name).observe(value)
+                histogram.labels(name).observe(value, exemplar)
         self._observations.labels(name, observation.acceptance_source or "none").inc()
         self._last.labels(name).set(observation.started_unix + observation.ended - observation.started)
         tokens, seconds = _decoded(observation)
@@ -236,9 +244,21 @@ class Metrics:
             for phase, seconds in outcome.phases.items():
                 self._restart_seconds.labels(phase).observe(seconds)
 
-    def text(self) -> bytes:
-        """The exposition, text format 0.0.4."""
-        return generate_latest(self.registry)
+    def upstream_scrape(self, backend: str, *, failed: bool = False) -> None:
+        """An engine's own metrics were asked for; the first call begins the series."""
+        self._upstream_failures.labels(backend).inc(failed)
+
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """All series, and the content type: OpenMetrics, with exemplars, where the Accept header asks for it, else text
+        format 0.0.4."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+
+def _exemplar(observation: Observation) -> dict[str, str] | None:
+    """The id of the request, where it fits: names and values of an exemplar have at most 128 characters."""
+    request_id = observation.request_id
+    return {"request_id": request_id} if len(request_id) <= MAX_EXEMPLAR_ID and request_id.isprintable() else None
 
 
 def _decoded(observation: Observation) -> tuple[float | None, float | None]:

@@ -81,10 +81,10 @@ class Probe:
         base = self.backend.settings.url.rstrip("/")
         if self._version is None:
             async with self._session.get(f"{base}/version", headers=headers, timeout=timeout) as answer:
-                self._version = _version(await _read_all(answer, MAX_VERSION_BYTES)) if answer.status == 200 else ""
+                self._version = _version(await read_all(answer, MAX_VERSION_BYTES)) if answer.status == 200 else ""
         async with self._session.get(f"{base}/metrics", headers=headers, timeout=timeout) as answer:
             answer.raise_for_status()
-            return parse(await _read_all(answer, MAX_METRICS_BYTES), time.monotonic())
+            return parse(await read_all(answer, MAX_METRICS_BYTES), time.monotonic())
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
@@ -120,7 +120,7 @@ class Probe:
         return Counted(speculation_between(before[1], after, completion_tokens), change.decode_seconds)
 
 
-async def _read_all(answer: aiohttp.ClientResponse, limit: int) -> bytes:
+async def read_all(answer: aiohttp.ClientResponse, limit: int) -> bytes:
     """A whole body. Raises ValueError where it is longer than the limit."""
     text = bytearray()
     async for piece in answer.content.iter_any():

@@ -40,6 +40,7 @@ from proxy.reload import Reload
 from proxy.server import ClientConnection
 from proxy.tracing import Tracing
 from proxy.upstream import Away, Backend
+from proxy.upstream_metrics import UpstreamMetrics
 
 BACKLOG = 1024
 FIRST_REQUEST_SECONDS = 1.0
@@ -137,6 +138,8 @@ async def running(config: Config, away: Mapping[str, Away] | None = None) -> Asy
         stack.push_async_callback(_stop, tasks)
         actions = Actions(executor, control.policy.primary, config.server.admin_token_file)
         admin = Admin(control, gateway, metrics, recording, executor, actions)
+        if config.metrics.include_upstream:
+            admin.upstream_metrics = UpstreamMetrics(tuple(backends.values()), session, metrics)
         admin_url = await _listen_admin(stack, config, admin)
         await _listen_agent(stack, config, gateway, control)
         server, url = await _listen(config, gateway, tls)

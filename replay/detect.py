@@ -23,8 +23,8 @@ _COLUMNS = ("onset", "detected", "end", "cause", "A", "step ms", "tokens lost")
 def detect_command(file: Path, as_json: bool, series: str | None) -> None:
     """Print the collapses that FILE shows.
 
-    FILE is a session (.jsonl or .jsonl.zst), a CSV with a tok_s column, or a chunk log. Exit status: 0 nothing found,
-    1 episodes found, 2 FILE cannot be read.
+    FILE is a session (.jsonl or .jsonl.zst, or the directory of its parts), a CSV with a tok_s column, or a chunk log.
+    Exit status: 0 nothing found, 1 episodes found, 2 FILE cannot be read.
     """
     try:
         read = read_observations(file, series=series)

@@ -16,15 +16,19 @@ import msgspec
 
 from detector.observation import Observation, RequestFacts, Step
 from detector.tap.chunklog import observe_chunk_log_request
+from replay.recorded import clock_shift, session_parts, shifted
 from replay.session.frames import MAGIC
 from replay.session.reader import Session, SessionError, read_session
-from replay.session.schema import ResponseRecord, steps_of
+from replay.session.schema import ResponseRecord, SessionHeader, steps_of
 
 FileKind = Literal["session", "csv", "chunk_log"]
 
 _NAME_COLUMNS = ("request", "request_id", "run", "index")
 _NUMBER_COLUMNS = ("tok_s", "completion_tokens", "acceptance_length", "step_seconds")
-_KNOWN_FORMATS = "a session file, a CSV with a tok_s column, or a chunk log (JSON lines, the first with kind=header)"
+_KNOWN_FORMATS = (
+    "a session file or a directory with one, a CSV with a tok_s column, "
+    "or a chunk log (JSON lines, the first with kind=header)"
+)
 
 
 class ReadError(ValueError):
@@ -45,12 +49,14 @@ class ObservationFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_observations(path: Path, *, series: str | None = None) -> ObservationFile:
-    """Read the observations of a file.
+    """Read the observations of a file, or of all parts of the one session in a directory.
 
     ``series`` chooses one of the backends of a session (None: all) or one of the series of a CSV (None: the first,
     since they are different experiments). Raises ReadError.
     """
     try:
+        if path.is_dir():
+            return _read_answers(path, session_parts(path), series)
         with path.open("rb") as file:
             first_line = file.readline(64 * 1024)
         if not first_line:
@@ -58,11 +64,13 @@ def read_observations(path: Path, *, series: str | None = None) -> ObservationFi
         if _is_chunk_log(first_line):
             return _read_chunk_log(path, series)
         try:
-            return _read_answers(path, read_session(path), series)
+            return _read_answers(path, [read_session(path)], series)
         except SessionError as error:
             if first_line.startswith((MAGIC, b"{")):
                 raise ReadError(str(error)) from error
         return _read_csv(path, series)
+    except SessionError as error:
+        raise ReadError(str(error)) from error
     except OSError as error:
         raise ReadError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -75,8 +83,13 @@ def _is_chunk_log(first_line: bytes) -> bool:
     return isinstance(record, dict) and record.get("kind") == "header"
 
 
-def _read_answers(path: Path, session: Session, series: str | None) -> ObservationFile:
-    answers = [entry.record for entry in session if isinstance(entry.record, ResponseRecord)]
+def _read_answers(path: Path, parts: list[Session], series: str | None) -> ObservationFile:
+    answers: list[ResponseRecord] = []
+    first: SessionHeader | None = None
+    for part in parts:
+        first = first or part.header
+        shift = clock_shift(first, part.header) if first is not None and part.header is not None else 0.0
+        answers += [shifted(entry.record, shift) for entry in part if isinstance(entry.record, ResponseRecord)]
     if series is not None:
         backends = Counter(answer.observation.backend for answer in answers)
         if series not in backends:
@@ -87,7 +100,7 @@ def _read_answers(path: Path, session: Session, series: str | None) -> Observati
         observations=[answer.observation for answer in answers],
         steps=[_steps(answer) for answer in answers],
         series=series,
-        notes=tuple(f"{path}: {damage}" for damage in session.damage),
+        notes=tuple(f"{part.path}: {damage}" for part in parts for damage in part.damage),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from detector.observation import Observation, Step
-from replay.session.reader import SessionError, read_session
+from replay.session.reader import Session, SessionError, read_session
 from replay.session.schema import (
     EngineRecord,
     EventRecord,
@@ -117,16 +117,27 @@ def read_recorded(path: Path) -> Recorded:
     Times of parts from several boots are moved to the clock of the first. Raises SessionError.
     """
     reading = _Reading()
+    for session in session_parts(path):
+        for entry in session:
+            reading.take(entry.record)
+        reading.notes += [f"{session.path}: {damage}" for damage in session.damage]
+    return reading.result()
+
+
+def session_parts(path: Path) -> list[Session]:
+    """The files of one session, the oldest first. Raises SessionError, also for several sessions."""
     sessions = [read_session(file) for file in session_files(path)]
     sessions.sort(key=lambda session: session.header.started_unix if session.header else 0.0)
     identities = {session.header.session_id for session in sessions if session.header}
     if len(identities) > 1:
         raise SessionError(f"{path}: holds {len(identities)} sessions: name one file, or a directory with one session")
-    for session in sessions:
-        for entry in session:
-            reading.take(entry.record)
-        reading.notes += [f"{session.path}: {damage}" for damage in session.damage]
-    return reading.result()
+    return sessions
+
+
+def clock_shift(first: SessionHeader, header: SessionHeader) -> float:
+    """Seconds from the monotonic clock of this part to that of the first, which may be of another boot."""
+    shift = (header.started_unix - header.started) - (first.started_unix - first.started)
+    return shift if abs(shift) > _CLOCK_TOLERANCE_SECONDS else 0.0
 
 
 class _Reading:
@@ -152,7 +163,7 @@ class _Reading:
             case ResponseRecord() if record.observation.canary:
                 self._canaries += 1
             case ResponseRecord():
-                self._responses[record.request_id].append(_shifted(record, self._shift))
+                self._responses[record.request_id].append(shifted(record, self._shift))
             case EngineRecord():
                 self._engine.append(record)
             case EventRecord():
@@ -169,9 +180,7 @@ class _Reading:
 
     def _begin(self, header: SessionHeader) -> None:
         self._header = self._header or header
-        first = self._header
-        shift = (header.started_unix - header.started) - (first.started_unix - first.started)
-        self._shift = shift if abs(shift) > _CLOCK_TOLERANCE_SECONDS else 0.0
+        self._shift = clock_shift(self._header, header)
 
     def _joined(self) -> Iterator[Exchange]:
         for request in self._requests:
@@ -186,7 +195,8 @@ class _Reading:
                 yield Exchange(request=request, response=response)
 
 
-def _shifted(record: ResponseRecord, shift: float) -> ResponseRecord:
+def shifted(record: ResponseRecord, shift: float) -> ResponseRecord:
+    """The same answer, so many seconds later."""
     if not shift:
         return record
     old = record.observation

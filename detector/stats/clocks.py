@@ -70,6 +70,20 @@ class Advance(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     idle_seconds: float = 0.0
     """Part of the seconds in which the backend had nothing to do before this answer."""
 
+    def plus(self, other: Advance) -> Advance:
+        """Of both together."""
+        return Advance(clocks=self.clocks.plus(other.clocks), idle_seconds=self.idle_seconds + other.idle_seconds)
+
+    def since(self, moment: float, observation: Observation) -> Advance:
+        """What of it came after ``moment``, where the answer began before: no request, of the rest its share of the
+        answer's time. Its own seconds never reach back beyond the end of the answer before."""
+        if observation.started >= moment:
+            return self
+        lasted = observation.ended - observation.started
+        share = min(1.0, max(0.0, (observation.ended - moment) / lasted)) if lasted > 0 else 0.0
+        clocks = msgspec.structs.replace(self.clocks.times(share), requests=0.0, seconds=self.clocks.seconds)
+        return Advance(clocks=clocks, idle_seconds=self.idle_seconds)
+
 
 class BackendClocks(msgspec.Struct, kw_only=True):
     """The clocks of one backend since its launch."""

@@ -53,9 +53,17 @@ class RunRecorder(msgspec.Struct, kw_only=True):
     """Answers since the first answer of this phase, that one not included."""
     whole: bool = False
     """The beginning of this run was seen: it began with a change of phase, not with the watch or a launch."""
+    remainder: Advance | None = None
+    """Of answers that began before this run: no cell of its own, it belongs to the next one."""
 
     def add(self, request: int, advance: Advance) -> None:
-        """Note one ended answer. Requests are numbered upwards; a canary has the number of the request after it."""
+        """Note one ended answer; answers are numbered upwards. An advance without a request is what is left of an
+        answer that began before this run."""
+        if self.remainder is not None:
+            advance, self.remainder = self.remainder.plus(advance), None
+        if advance.clocks.requests == 0:
+            self.remainder = advance
+            return
         self.cells.append(Cell(request=request, advance=advance))
         if len(self.cells) > MAX_CELLS:
             old, young = self.cells[: MAX_CELLS // 2], self.cells[MAX_CELLS // 2 :]
@@ -75,7 +83,7 @@ class RunRecorder(msgspec.Struct, kw_only=True):
 
     def drop(self) -> None:
         """Forget the run under way: the backend was launched anew, or the last change of phase proved to be a lull."""
-        self.cells, self.whole = [], False
+        self.cells, self.whole, self.remainder = [], False, None
 
 
 def _run(advances: list[Advance]) -> Run:
@@ -86,11 +94,7 @@ def _run(advances: list[Advance]) -> Run:
 
 
 def _joined(one: Cell, other: Cell) -> Cell:
-    advance = Advance(
-        clocks=one.advance.clocks.plus(other.advance.clocks),
-        idle_seconds=one.advance.idle_seconds + other.advance.idle_seconds,
-    )
-    return Cell(request=other.request, advance=advance)
+    return Cell(request=other.request, advance=one.advance.plus(other.advance))
 
 
 def _undistorted(advances: list[Advance]) -> list[ClockReading]:

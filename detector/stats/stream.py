@@ -52,6 +52,8 @@ EPOCH_STEPS: Final = int(8 * MEAN_STEPS_BETWEEN_FALSE_ALARMS)
 """Steps after which the peaks before the last so many are forgotten; ten hours of one stream at 43 steps/s."""
 COLLAPSE_NATS: Final = 30.0
 """A run of the evidence that came this far was a collapse, not healthy content, and teaches nothing."""
+HEALTHY_BLOCK_NATS: Final = 2.0
+"""A block that speaks this much against a collapse is healthy; usual content gives ten times as much."""
 
 _FRESH_LEVELS: Final = tuple([LEVEL_CHANGE_SHARE * share for share in COLLAPSE_SHARES])
 _NODES: Final = 13
@@ -130,6 +132,9 @@ class RunningStream(msgspec.Struct, kw_only=True):
     rejected: int = 0
     belief: bytes = _STATIONARY.astype(_STORED).tobytes()
     """Weight of each node of the wander before the block: little-endian float64."""
+    explained: bool = False
+    """It ran when the last collapse ended: until a healthy block it may still suffer from that one, and is no evidence
+    of another."""
 
 
 def _model_peaks() -> list[float]:
@@ -219,6 +224,12 @@ class StreamRule(msgspec.Struct, kw_only=True):
             return False
         return self._weigh(model, stream_id, stream)
 
+    def recovered(self) -> None:
+        """A collapse is over: what still runs began in it, and the evidence so far belongs to it."""
+        for stream in self.streams.values():
+            stream.explained = True
+        self._forget_run()
+
     def restart(self) -> None:
         """The engine was launched anew: forget its streams and the evidence. Its content is still the same."""
         self.streams = {}
@@ -247,8 +258,12 @@ class StreamRule(msgspec.Struct, kw_only=True):
         belief = np.frombuffer(stream.belief, _STORED) * healthy
         likelihood = float(belief.sum())
         stream.belief = (belief.dot(_TRANSITION) / likelihood).astype(_STORED, copy=False).tobytes()
-        self.run_steps += stream.block_steps
-        stream.block_steps = stream.accepted = stream.rejected = 0
+        steps, stream.block_steps, stream.accepted, stream.rejected = stream.block_steps, 0, 0, 0
+        if stream.explained:
+            odds = sum(_odds(COLLAPSE_SHARES, collapsed, math.log(likelihood)))
+            stream.explained = math.log(odds) > -HEALTHY_BLOCK_NATS
+            return False
+        self.run_steps += steps
         was_zero = self.nats == 0.0
         alarm = self._add(collapsed, math.log(likelihood))
         if was_zero and (alarm or self.nats > 0.0):
@@ -257,7 +272,7 @@ class StreamRule(msgspec.Struct, kw_only=True):
 
     def _add(self, collapsed: Sequence[float], healthy: float) -> bool:
         """The CUSUM, whose collapsed law is a filter over the levels; where it falls to zero, both begin again."""
-        odds = [weight * math.exp(log - healthy) for weight, log in zip(self.levels, collapsed, strict=True)]
+        odds = _odds(self.levels, collapsed, healthy)
         total = sum(odds)
         gain = math.log(total)
         self.run_nats = min(COLLAPSE_NATS, self.run_nats + gain)
@@ -283,3 +298,8 @@ class StreamRule(msgspec.Struct, kw_only=True):
         self.nats = self.run_nats = self.run_peak = 0.0
         self.run_steps = 0
         self.levels = COLLAPSE_SHARES
+
+
+def _odds(levels: Sequence[float], collapsed: Sequence[float], healthy: float) -> list[float]:
+    """Likelihood ratio of a block, collapsed against healthy, for each collapsed level by its weight."""
+    return [weight * math.exp(log - healthy) for weight, log in zip(levels, collapsed, strict=True)]

@@ -53,6 +53,19 @@ class Engine:
             await answer.read()
             return answer.status
 
+    async def get(self, path: str, seconds: float) -> bytes:
+        """The body of a GET, whatever its status. Raises aiohttp.ClientError, OSError and TimeoutError."""
+        timeout = aiohttp.ClientTimeout(total=max(0.001, seconds))
+        async with self._session.get(self._base + path, headers=self._headers, timeout=timeout) as answer:
+            return await answer.read()
+
+    async def send(self, path: str, body: bytes, seconds: float) -> bytes:
+        """The body of the answer to a POST of JSON, whatever its status. Raises as ``get`` does."""
+        timeout = aiohttp.ClientTimeout(total=max(0.001, seconds))
+        headers = self._headers | {"content-type": "application/json"}
+        async with self._session.post(self._base + path, data=body, headers=headers, timeout=timeout) as answer:
+            return await answer.read()
+
     async def until_ready(self, seconds: float, given_up: Callable[[], bool] = lambda: False) -> bool:
         """Ask until the engine is ready; False where it is not in that time, or it was given up."""
         deadline = time.monotonic() + seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import Final
@@ -11,6 +12,7 @@ from proxy.config_effects import Effects
 from proxy.effects.budget import RestartBudget
 from proxy.effects.engine import Engine
 from proxy.effects.ladder import Ladder
+from proxy.effects.lease import Lease
 from proxy.effects.protocol import (
     Action,
     Effect,
@@ -62,6 +64,8 @@ class Executor:
         """Backends that can be put to sleep."""
         self.reset: Effect | None = None
         self.webhook: Effect | None = None
+        self.lease: Lease | None = None
+        """Held while an engine is restarted. None: nobody else is asked."""
         self.engines = engines
         """By backend."""
         self.traffic = traffic
@@ -125,7 +129,10 @@ class Executor:
 
     async def _run(self, effect: Effect, action: Action, dry_run: bool) -> Outcome:
         try:
-            outcome = await effect.run(action, dry_run=dry_run)
+            async with self._turn(action, dry_run):
+                outcome = await effect.run(action, dry_run=dry_run)
+        except EffectError as error:
+            outcome = Outcome(effect=effect.name, action=action, succeeded=False, detail=str(error), seconds=0.0)
         except Exception as error:
             # A fault in an effect is an outcome too: nobody may wait for one that never comes.
             log.exception("%s could not be carried out", _words(action))
@@ -135,6 +142,12 @@ class Executor:
                 self.running = None
         self.report(outcome)
         return outcome
+
+    def _turn(self, action: Action, dry_run: bool) -> contextlib.AbstractAsyncContextManager[None]:
+        """The fleet's permission to restart; raises EffectError where it does not come in time."""
+        if self.lease is None or dry_run or not isinstance(action, Restart):
+            return contextlib.nullcontext()
+        return self.lease.held()
 
     def report(self, outcome: Outcome) -> None:
         """Tell control what came of an action."""

@@ -7,10 +7,7 @@ only to a level of the ladder.
 from __future__ import annotations
 
 import asyncio
-import os
-import ssl
 import time
-from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
@@ -18,13 +15,13 @@ import msgspec
 
 from proxy.config_effects import AS_GIVEN, KubernetesEffect, Level
 from proxy.effects.arguments import at_level, without_keys
+from proxy.effects.cluster import PATCH, Cluster
 from proxy.effects.elsewhere import Runtime
 from proxy.effects.ladder import level_name
 from proxy.effects.protocol import EffectError
 
 ANNOTATION: Final = "specbreaker/level"
 RESTARTED: Final = "specbreaker/restarted-at"
-_CALL_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 1.0
 
 
@@ -37,6 +34,7 @@ class Kubernetes(Runtime):
         self, settings: KubernetesEffect, rollout_seconds: float, *, look_seconds: float = _LOOK_SECONDS
     ) -> None:
         self._settings = settings
+        self._cluster = Cluster(settings, "effects.kubernetes")
         self._rollout_seconds = rollout_seconds
         self._look_seconds = look_seconds
         self._given: dict[str, list[str]] | None = None
@@ -44,7 +42,7 @@ class Kubernetes(Runtime):
 
     async def plan(self, level: Level | None) -> str:
         """See Runtime. Reads the Deployment, so that a refusal shows in the dry run too."""
-        async with self._session() as session:
+        async with self._cluster.session() as session:
             deployment = await self._call(session, "GET")
         patch = self._patch(deployment, level)
         (container,) = patch["spec"]["template"]["spec"]["containers"]
@@ -55,7 +53,7 @@ class Kubernetes(Runtime):
 
     async def restart(self, level: Level | None) -> None:
         """See Runtime."""
-        async with self._session() as session:
+        async with self._cluster.session() as session:
             deployment = await self._call(session, "GET")
             patched = await self._call(session, "PATCH", self._patch(deployment, level))
             await self._rolled_out(session, patched["metadata"]["generation"])
@@ -116,55 +114,12 @@ class Kubernetes(Runtime):
         return {key: [_escaped(one, current[key]) for one in at_level(current[key], level)]}
 
     def _url(self) -> str:
-        api = self._settings.api_url or self._in_cluster()
-        namespace = self._settings.namespace or self._read("namespace")
-        return f"{api}/apis/apps/v1/namespaces/{namespace}/deployments/{self._settings.deployment}"
-
-    def _in_cluster(self) -> str:
-        host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-        if host is None:
-            raise EffectError(
-                "not in a cluster: KUBERNETES_SERVICE_HOST is not set (or set effects.kubernetes.api_url)"
-            )
-        return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-
-    def _read(self, name: str) -> str:
-        path = Path(self._settings.service_account_directory) / name
-        try:
-            return path.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise EffectError(f"{path}: {error.strerror}") from None
-
-    def _session(self) -> aiohttp.ClientSession:
-        """The token is read anew each time: the kubelet renews it."""
-        certificates: ssl.SSLContext | bool = True
-        if self._url().startswith("https://"):
-            certificates = ssl.create_default_context(cadata=self._read("ca.crt"))
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=certificates),
-            headers={"authorization": f"Bearer {self._read('token')}"},
-            timeout=aiohttp.ClientTimeout(total=_CALL_SECONDS),
-        )
+        return self._cluster.url("apps/v1", f"deployments/{self._settings.deployment}")
 
     async def _call(
         self, session: aiohttp.ClientSession, method: str, patch: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        url = self._url()
-        body = msgspec.json.encode(patch) if patch is not None else None
-        headers = {"content-type": "application/strategic-merge-patch+json"} if patch is not None else {}
-        try:
-            async with session.request(method, url, data=body, headers=headers) as answer:
-                text = await answer.read()
-        except TimeoutError:
-            raise EffectError(f"{method} {url}: no answer within {_CALL_SECONDS:g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise EffectError(f"{method} {url}: {error}") from None
-        if answer.status != 200:
-            raise EffectError(f"{method} {url}: {answer.status}: {text[:200].decode(errors='replace')}")
-        try:
-            return dict(msgspec.json.decode(text))
-        except (msgspec.DecodeError, TypeError, ValueError):
-            raise EffectError(f"{method} {url}: the answer is not a JSON object") from None
+        return await self._cluster.call(session, method, self._url(), patch, PATCH)
 
 
 def _escaped(argument: str, before: list[str]) -> str:

@@ -14,6 +14,7 @@ from proxy.effects.engine import Engine, ResetEffect
 from proxy.effects.executor import Executor
 from proxy.effects.kubernetes import Kubernetes
 from proxy.effects.ladder import Ladder
+from proxy.effects.lease import Lease
 from proxy.effects.sleep import SleepAndWake
 from proxy.effects.systemd import Systemd
 from proxy.effects.traffic import Traffic
@@ -39,6 +40,8 @@ def make_executor(
         executor.sleepers = frozenset(settings.sleep.backends)
         sharing = {name: engines[name] for name in settings.sleep.backends}
         executor.sleep = SleepAndWake(sharing, traffic, settings.sleep.timeout_seconds)
+    if settings.lease is not None:
+        executor.lease = Lease(settings.lease)
     if settings.webhook is not None:
         executor.webhook = Webhook(settings.webhook, session)
     return executor

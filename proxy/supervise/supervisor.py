@@ -14,7 +14,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from proxy import processes
 from proxy.config_effects import Level, Supervise
@@ -25,6 +25,7 @@ from proxy.effects.ladder import Ladder, level_name
 from proxy.effects.protocol import EffectError, Outcome, Restart
 from proxy.effects.traffic import Traffic
 from proxy.supervise.command import Command
+from proxy.supervise.hang import hangs
 from proxy.supervise.output import EngineOutput
 
 KILL_SECONDS: Final = 30.0
@@ -34,13 +35,31 @@ STEADY_SECONDS: Final = 300.0
 SHOWN_LINES: Final = 15
 LAST_WORDS_SECONDS: Final = 2.0
 REAP_SECONDS: Final = 1.0
-ENDED_ITSELF: Final = "the engine ended and is being started again"
 
 log = logging.getLogger("specbreaker.supervise")
 
 
 class StartFailed(EffectError):
     """The engine did not become ready; the message says why, with its last lines."""
+
+
+class Gone(NamedTuple):
+    """Why an engine has to be started again, though nobody asked for it."""
+
+    told: str
+    """To the clients that ask meanwhile."""
+    cut_off: str
+    """To those whose answers ran."""
+    reason: str
+    """In the outcome."""
+
+
+ENDED: Final = Gone(
+    "the engine ended and is being started again", "the engine ended in the middle of the answer", "it had ended"
+)
+HUNG: Final = Gone(
+    "the engine hung and is being started again", "the engine hung in the middle of the answer", "it hung"
+)
 
 
 class _Wish(asyncio.Future[dict[str, float]]):
@@ -90,6 +109,8 @@ class Supervisor:
         self._failures = 0
         """Starts again since the engine last ran for long."""
         self._output_ended = asyncio.Event()
+        self._silent = asyncio.Event()
+        """An answer ended in silence since the engine was last seen to be alive."""
 
     # ---- what others ask for -----------------------------------------------------------------------------------------
 
@@ -99,17 +120,22 @@ class Supervisor:
         self._inbox.put_nowait(wish)
         return await wish
 
+    def suspect(self) -> None:
+        """An answer ended in silence: ask the engine for a token, and start it again if it gives none."""
+        if self._settings.hang_seconds:
+            self._silent.set()
+
     async def run(self) -> None:
         """Run the engine until cancelled; then no process of it is left. Raises StartFailed for the first start."""
         reaper = asyncio.get_running_loop().create_task(_reap())
         try:
             await self._launch(self.level)
             while True:
-                wish = await self._next_wish()
-                if wish is not None:
-                    await self._replace(wish)
-                else:
-                    await self._recover()
+                match await self._next():
+                    case _Wish() as wish:
+                        await self._replace(wish)
+                    case Gone() as gone:
+                        await self._recover(gone)
         finally:
             reaper.cancel()
             await self._stop()
@@ -193,17 +219,33 @@ class Supervisor:
 
     # ---- from one launch to the next ---------------------------------------------------------------------------------
 
-    async def _next_wish(self) -> _Wish | None:
-        """The next restart that is asked for; None where the engine ends first."""
+    async def _next(self) -> _Wish | Gone:
+        """The next restart that is asked for, or why there must be one: the engine ends, or it hangs."""
         assert self.child is not None
         wish = asyncio.ensure_future(self._inbox.get())
         ended = asyncio.ensure_future(self.child.exited.wait())
+        hung = asyncio.ensure_future(self._until_hung())
         try:
-            await asyncio.wait({wish, ended}, return_when=asyncio.FIRST_COMPLETED)
-            return wish.result() if wish.done() else None
+            await asyncio.wait({wish, ended, hung}, return_when=asyncio.FIRST_COMPLETED)
+            if wish.done():
+                return wish.result()
+            return ENDED if ended.done() else HUNG
         finally:
-            for task in (wish, ended):
+            for task in (wish, ended, hung):
                 task.cancel()
+
+    async def _until_hung(self) -> None:
+        """Return when the engine has been found to hang."""
+        self._silent.clear()
+        while True:
+            await self._silent.wait()
+            seconds = self._settings.hang_seconds
+            log.warning("an answer ended in silence: asking the engine for one token within %g s", seconds)
+            if await hangs(self._engine, seconds):
+                log.error("the engine hangs: no token and no progress within %g s (supervise.hang_seconds)", seconds)
+                return
+            log.info("the engine is alive")
+            self._silent.clear()
 
     async def _replace(self, wish: _Wish) -> None:
         """Take the engine down and start it at the level that is asked for, or where that fails at the one before."""
@@ -219,21 +261,21 @@ class Supervisor:
             if not wish.done():
                 wish.set_exception(wish_failed)
             self.level = before
-            await self._recover(at_once=True)
+            await self._recover(ENDED, at_once=True)
         else:
             if not wish.done():
                 wish.set_result(phases)
 
-    async def _recover(self, *, at_once: bool = False) -> None:
+    async def _recover(self, gone: Gone, *, at_once: bool = False) -> None:
         """Start the engine again at its level, however often that takes, with growing waits and within the budget.
 
         at_once: the first start needs no wait and no budget, because it undoes a restart that has paid.
         """
-        self._traffic.gone(self._name, ENDED_ITSELF, self._start_seconds)
+        self._traffic.gone(self._name, gone.told, self._start_seconds)
         if self.child is not None and self.child.exited.is_set():
             log.error("the engine %s", processes.describe_status(self.child.status))
         # What it left behind must not hold the GPU while we wait.
-        await self._clear_away()
+        await self._clear_away(gone)
         if time.monotonic() - self._ready_at >= STEADY_SECONDS:
             self._failures = 0
         while True:
@@ -245,21 +287,21 @@ class Supervisor:
                 phases["stop"] = await self._stop(0.0)
                 phases["start"] = await self._launch(level)
             except EffectError as error:
-                self._report(level, started, phases, error)
+                self._report(gone, level, started, phases, error)
                 if wish is not None and not wish.done():
                     wish.set_exception(error)
                 continue
-            self._report(level, started, phases, None)
+            self._report(gone, level, started, phases, None)
             if wish is not None and not wish.done():
                 wish.set_result(phases)
             return
 
-    async def _clear_away(self) -> None:
+    async def _clear_away(self, gone: Gone) -> None:
         try:
             await self._stop(0.0)
         except EffectError as error:
             log.error("%s", error)
-        self._traffic.cut_off(self._name, "the engine ended in the middle of the answer")
+        self._traffic.cut_off(self._name, gone.cut_off)
 
     async def _wait(self) -> _Wish | None:
         """Wait before the next launch; a restart that is asked for meanwhile ends the wait and is returned."""
@@ -278,7 +320,9 @@ class Supervisor:
         self._budget.spend(time.monotonic())
         return None
 
-    def _report(self, level: Level | None, started: float, phases: dict[str, float], error: EffectError | None) -> None:
+    def _report(
+        self, gone: Gone, level: Level | None, started: float, phases: dict[str, float], error: EffectError | None
+    ) -> None:
         if error is None:
             detail = f"{self._name} was started again at {level_name(level)}"
         else:
@@ -286,7 +330,7 @@ class Supervisor:
         self._recovered(
             Outcome(
                 effect="recover",
-                action=Restart(self._name, level_name(level), "it had ended"),
+                action=Restart(self._name, level_name(level), gone.reason),
                 succeeded=error is None,
                 detail=detail,
                 seconds=time.monotonic() - started,

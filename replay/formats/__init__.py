@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from replay.formats import aiperf, guidellm, llama_log, mooncake, openai_batch, otlp, timed_trace, vllm_bench, vllm_log
+from replay.formats import (
+    aiperf,
+    guidellm,
+    llama_log,
+    mooncake,
+    openai_batch,
+    otel_spans,
+    otlp,
+    timed_trace,
+    vllm_bench,
+    vllm_log,
+)
 from replay.formats.base import HEAD_BYTES, Format, FormatError
 from replay.formats.own import CHUNK_LOG, CSV, SESSION
 from replay.recorded import Recorded
@@ -24,6 +35,7 @@ FORMATS: tuple[Format, ...] = (
     mooncake.FORMAT,
     timed_trace.FORMAT,
     otlp.FORMAT,
+    otel_spans.FORMAT,
 )
 """In the order in which they are recognised: those with the clearest marks first."""
 

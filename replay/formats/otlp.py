@@ -18,45 +18,72 @@ from replay.genai import operation_of, response_attributes, span_name, speculati
 from replay.recorded import Exchange, Recorded
 
 _SAMPLING = ("temperature", "top_p", "top_k", "seed", "max_tokens", "frequency_penalty", "presence_penalty")
-_CLIENT_SPAN, _ERROR = 3, 2
+_CLIENT_SPAN = 3
+ERROR = 2
+"""The code of a span's status; others are left out."""
 
 
-def _write(recorded: Recorded) -> Iterator[bytes]:
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer; times are seconds since 1970."""
+
+    trace_id: str
+    span_id: str
+    name: str
+    started_unix: float
+    ended_unix: float
+    attributes: dict[str, Any]
+    error: str | None = None
+
+
+def spans(recorded: Recorded, form: str) -> Iterator[Span]:
+    """A span for each answer, in order of arrival. Raises FormatError where there is none."""
     exchanges = [exchange for exchange in recorded.exchanges if exchange.observation is not None]
     if not exchanges:
-        raise FormatError("otlp needs answers, and the session holds none")
+        raise FormatError(f"{form} needs answers, and the session holds none")
     turns = predecessors(exchanges, prompts_of(exchanges))
     conversations: list[str] = []
     for index, (exchange, before) in enumerate(zip(exchanges, turns, strict=True)):
         conversations.append(f"{index}/{exchange.request.request_id}" if before is None else conversations[before])
+        yield _span(exchange, index, conversations[index])
+
+
+def _write(recorded: Recorded) -> Iterator[bytes]:
     resource = {"attributes": _attributes({"service.name": "specbreaker"})}
-    for index, exchange in enumerate(exchanges):
-        span = _span(exchange, index, conversations[index])
-        scope = {"scope": {"name": "specbreaker"}, "spans": [span]}
+    for span in spans(recorded, "otlp"):
+        scope = {"scope": {"name": "specbreaker"}, "spans": [_encoded(span)]}
         yield line({"resourceSpans": [{"resource": resource, "scopeSpans": [scope]}]})
 
 
-def _span(exchange: Exchange, index: int, conversation: str) -> dict[str, Any]:
+def _encoded(span: Span) -> dict[str, Any]:
+    encoded: dict[str, Any] = {
+        "traceId": span.trace_id,
+        "spanId": span.span_id,
+        "name": span.name,
+        "kind": _CLIENT_SPAN,
+        "startTimeUnixNano": str(round(span.started_unix * 1e9)),
+        "endTimeUnixNano": str(round(span.ended_unix * 1e9)),
+        "attributes": _attributes(span.attributes),
+    }
+    if span.error is not None:
+        encoded["status"] = {"code": ERROR, "message": span.error}
+    return encoded
+
+
+def _span(exchange: Exchange, index: int, conversation: str) -> Span:
     observation = exchange.observation
     assert observation is not None
     begin = observation.started_unix
-    span: dict[str, Any] = {
-        "traceId": hashlib.blake2b(conversation.encode(), digest_size=16).hexdigest(),
-        "spanId": hashlib.blake2b(f"{index}/{conversation}".encode(), digest_size=8).hexdigest(),
-        "name": span_name(observation),
-        "kind": _CLIENT_SPAN,
-        "startTimeUnixNano": str(round(begin * 1e9)),
-        "endTimeUnixNano": str(round((begin + observation.ended - observation.started) * 1e9)),
-        "attributes": _attributes(
-            {"gen_ai.operation.name": operation_of(observation), "gen_ai.conversation.id": conversation}
-            | _request(exchange)
-            | response_attributes(observation)
-            | speculation_attributes(observation)
-        ),
-    }
-    if observation.ending.failed:
-        span["status"] = {"code": _ERROR, "message": observation.ending.value}
-    return span
+    attributes = {"gen_ai.operation.name": operation_of(observation), "gen_ai.conversation.id": conversation}
+    attributes |= _request(exchange) | response_attributes(observation) | speculation_attributes(observation)
+    return Span(
+        trace_id=hashlib.blake2b(conversation.encode(), digest_size=16).hexdigest(),
+        span_id=hashlib.blake2b(f"{index}/{conversation}".encode(), digest_size=8).hexdigest(),
+        name=span_name(observation),
+        started_unix=begin,
+        ended_unix=begin + observation.ended - observation.started,
+        attributes={name: value for name, value in attributes.items() if value is not None},
+        error=observation.ending.value if observation.ending.failed else None,
+    )
 
 
 def _request(exchange: Exchange) -> dict[str, Any]:
@@ -96,7 +123,7 @@ def _message(message: Any) -> dict[str, Any]:
 
 
 def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"key": name, "value": _value(value)} for name, value in values.items() if value is not None]
+    return [{"key": name, "value": _value(value)} for name, value in values.items()]
 
 
 def _value(value: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import cycle_page
 import msgspec
 import uvloop
 from cycle_client import Answer, ask
-from cycle_results import DIRECT, Case, Result, Run
+from cycle_results import DIRECT, SUBJECTS, Case, Result, Run
 from cycle_targets import MOST_TIME_SCALE, PEERS, TARGETS, Missing, Running, Upstreams, started
 from results import quantile
 
@@ -51,7 +51,7 @@ CASES = {
     )
 }
 QUICK_CASES = ("requests", "tokens", "healthy")
-QUICK_TARGETS = ("specbreaker",)
+QUICK_TARGETS = SUBJECTS
 
 STEADY = """
 name = "steady"
@@ -208,7 +208,7 @@ def main() -> None:
         options.page.write_text(page)
         options.page.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(done)))
     print(page)
-    if any(result.target == "specbreaker" and (result.failed or result.lost) for result in results):
+    if any(result.target in SUBJECTS and (result.failed or result.lost) for result in results):
         sys.exit(1)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from cycle_results import DIRECT, Case, Result, Run
+from cycle_results import DIRECT, SUBJECTS, Case, Result, Run
 
 SLOW_TOK_S = 110.0
 LEARNED_AFTER = 0.5
 """Share of the requests after which a cycle counts as learned."""
-SUBJECT = "specbreaker"
 NOISE_SHARE = 0.02
 """Two runs of the same target on the same case lie this close."""
 HARMONIC_BAR, SLOW_BAR = 165.0, 0.05
@@ -93,20 +92,19 @@ def _cells(result: Result, oracle: float | None, scale: float) -> list[str]:
 def _bars(run: Run) -> str:
     rows = ["| bar | measured | |", "|---|---|---|"]
     for result in run.results:
-        if result.target != SUBJECT or result.failed or result.tokens_per_second is None:
+        if result.target not in SUBJECTS or result.failed or result.tokens_per_second is None:
             continue
         case = next(case for case in run.cases if case.name == result.case)
         direct = next(one for one in run.results if one.case == case.name and one.target == DIRECT)
         better = max(direct.tokens_per_second or 0.0, case.fallback_tok_s)
         floor = (1 - NOISE_SHARE) * better
-        rows.append(
-            _bar(f"{case.name}: never below the better of both alone", result.tokens_per_second, floor, at_least=True)
-        )
+        rate, what = result.tokens_per_second, f"{case.name}: {result.target}"
+        rows.append(_bar(f"{what}: never below the better of both alone", rate, floor, at_least=True))
         if case.name.startswith("requests") and case.fallback_tok_s == 130.0:
-            rows.append(_bar(f"{case.name}: tok/s", result.tokens_per_second, HARMONIC_BAR, at_least=True))
+            rows.append(_bar(f"{what}: tok/s", rate, HARMONIC_BAR, at_least=True))
         learned = slow_share(result.rates, LEARNED_AFTER)
         if learned is not None and not case.null:
-            rows.append(_bar(f"{case.name}: slow once learned, %", 100 * learned, 100 * SLOW_BAR, at_least=False))
+            rows.append(_bar(f"{what}: slow once learned, %", 100 * learned, 100 * SLOW_BAR, at_least=False))
     return "\n".join(rows) + f"\n\nNoise: a difference below {100 * NOISE_SHARE:.0f} % is none."
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 
 DIRECT = "direct"
+SUBJECTS = ("specbreaker", "specbreaker, moving")
+"""By default, and with ``continuation.on_collapse``."""
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):

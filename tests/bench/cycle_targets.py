@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
+from cycle_results import SUBJECTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "specbreaker-bench"
@@ -54,13 +55,32 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def specbreaker(folder: Path, up: Upstreams) -> Prepared:
+def specbreaker_moving(folder: Path, up: Upstreams) -> Prepared:
+    """Ours, and running answers go on on the fallback when a collapse hits them."""
+    return specbreaker(folder, up, {"continuation": {"on_collapse": True}})
+
+
+def specbreaker(folder: Path, up: Upstreams, more: dict[str, dict[str, object]] | None = None) -> Prepared:
     """Ours, in mode act, all else by default. Every time constant on the proxy's clock is divided by the time scale.
     ``switch_seconds`` is not: it is added to seconds that follow from the engines' own rates, which are engine seconds.
     """
-    port, admin, scale = free_port(), free_port(), up.time_scale
-    settings = {
-        "server": {"listen": f"127.0.0.1:{port}", "admin": f"127.0.0.1:{admin}"},
+    running = Running(port=free_port(), admin=free_port())
+    server = {"listen": f"127.0.0.1:{running.port}", "admin": f"127.0.0.1:{running.admin}"}
+    settings = scaled(up.time_scale) | {"server": server} | (more or {})
+    settings["policy"] |= {"mode": "act"}
+    return (
+        serve(folder / "specbreaker.toml", {"primary": up.primary, "fallback": up.fallback}, settings),
+        PATHS,
+        running,
+    )
+
+
+PATHS = {"PYTHONPATH": str(REPOSITORY)}
+
+
+def scaled(scale: float) -> dict[str, dict[str, object]]:
+    """Settings of specbreaker by section, with every time constant divided by the engines' time scale."""
+    return {
         "measure": {
             "ask_token_counts": True,
             "interval_seconds": max(0.005, 0.05 / scale),
@@ -68,7 +88,6 @@ def specbreaker(folder: Path, up: Upstreams) -> Prepared:
             "counting_gap_seconds": 0.5 / scale,
         },
         "policy": {
-            "mode": "act",
             "dwell_seconds": 2.0 / scale,
             "verdict_valid_seconds": 120.0 / scale,
             "canary_interval_seconds": 1.0 / scale,
@@ -77,16 +96,18 @@ def specbreaker(folder: Path, up: Upstreams) -> Prepared:
             "prefill_tokens_per_second": 5000.0 * scale,
         },
     }
-    backends = [("primary", up.primary), ("fallback", up.fallback)]
-    text = "".join(
-        f'[[backends]]\nname = "{name}"\nrole = "{name}"\nurl = "http://127.0.0.1:{number}"\n'
-        for name, number in backends
-    )
+
+
+def serve(file: Path, backends: dict[str, int], settings: dict[str, dict[str, object]]) -> list[str]:
+    """Write a configuration for backends by port, the first of which is the primary; the command that runs it."""
+    text = ""
+    for index, (name, port) in enumerate(backends.items()):
+        role = "fallback" if index else "primary"
+        text += f'[[backends]]\nname = "{name}"\nrole = "{role}"\nurl = "http://127.0.0.1:{port}"\n'
     for section, values in settings.items():
         text += f"[{section}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
-    (folder / "specbreaker.toml").write_text(text)
-    command = [sys.executable, "-m", "proxy", "serve", "--config", str(folder / "specbreaker.toml")]
-    return command, {"PYTHONPATH": str(REPOSITORY)}, Running(port=port, admin=admin)
+    file.write_text(text)
+    return [sys.executable, "-m", "proxy", "serve", "--config", str(file)]
 
 
 def _toml(value: object) -> str:
@@ -224,7 +245,8 @@ def _litellm(folder: Path, up: Upstreams, group: str, router: str) -> Prepared:
 
 
 TARGETS: dict[str, Callable[[Path, Upstreams], Prepared]] = {
-    "specbreaker": specbreaker,
+    SUBJECTS[0]: specbreaker,
+    SUBJECTS[1]: specbreaker_moving,
     "haproxy": haproxy,
     "envoy": envoy,
     "vllm-router": vllm_router,
@@ -232,7 +254,7 @@ TARGETS: dict[str, Callable[[Path, Upstreams], Prepared]] = {
     "litellm fallbacks": litellm_fallbacks,
 }
 """By name, in the order of the page. ``direct``, without a target, comes before them."""
-PEERS = tuple(name for name in TARGETS if name != "specbreaker")
+PEERS = tuple(name for name in TARGETS if name not in SUBJECTS)
 MOST_TIME_SCALE = {"litellm latency": 4.0, "litellm fallbacks": 4.0}
 """LiteLLM takes about half a millisecond for each event: a faster engine would measure its CPU, not its choices."""
 
@@ -241,13 +263,23 @@ MOST_TIME_SCALE = {"litellm latency": 4.0, "litellm fallbacks": 4.0}
 async def started(name: str, folder: Path, up: Upstreams) -> AsyncIterator[Running]:
     """The target, ready for requests; it is gone when the context ends. Raises Missing."""
     command, environment, running = TARGETS[name](folder, up)
-    with (folder / f"{name.replace(' ', '-')}.log").open("wb") as log:
+    log = folder / f"{name.replace(' ', '-')}.log"
+    async with launched(command, environment, log) as process:
+        await ready(name, process, running)
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def launched(
+    command: list[str], environment: dict[str, str], log: Path
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that is ended with the context; what it says goes to a file."""
+    with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | environment
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | environment
         )
     try:
-        await _ready(name, process, running)
-        yield running
+        yield process
     finally:
         if process.returncode is None:
             process.terminate()
@@ -258,7 +290,8 @@ async def started(name: str, folder: Path, up: Upstreams) -> AsyncIterator[Runni
                 await process.wait()
 
 
-async def _ready(name: str, process: asyncio.subprocess.Process, running: Running) -> None:
+async def ready(name: str, process: asyncio.subprocess.Process, running: Running) -> None:
+    """Wait until it answers. Raises Missing."""
     deadline = asyncio.get_running_loop().time() + START_SECONDS
     authorization = f"authorization: Bearer {running.key}\r\n" if running.key else ""
     request = f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{authorization}connection: close\r\n\r\n".encode()

@@ -152,8 +152,8 @@ def test_the_page_says_what_passed_and_what_failed() -> None:
         ],
     )
     page = cycle_page.page(run)
-    assert "| requests: tok/s ≥ 165.0 | 170.0 | pass |" in page
-    assert "| requests: slow once learned, % ≤ 5.0 | 50.0 | FAIL |" in page
+    assert "| requests: specbreaker: tok/s ≥ 165.0 | 170.0 | pass |" in page
+    assert "| requests: specbreaker: slow once learned, % ≤ 5.0 | 50.0 | FAIL |" in page
     assert "| specbreaker | 170.0 | 85 % | 50 % | 50 % |" in page
     assert "| envoy | not / installed |" in page
     table = [line for line in page.splitlines() if line.startswith("|")][-6:]

@@ -7,9 +7,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from deployed import DEPLOY, ROOT, document, installed, known_metrics, selectors
+from upstreams import answering, proxy_to
+from yarl import URL
 
+from proxy.config import Config
 from replay.emulator import Emulator, serving
 
 PROMETHEUS = DEPLOY / "prometheus"
@@ -40,7 +44,7 @@ def test_an_alert_says_what_how_bad_and_where_to_read_on(rule: dict[str, Any]) -
     assert notes["summary"].endswith(".")
     assert "{{" not in notes["summary"], "a summary is the same for all alerts of a kind"
     assert "$labels." in notes["description"]
-    assert notes["runbook_url"].endswith(f"/docs/runbooks/{rule['alert']}.md")
+    assert notes["runbook_url"] == f"http://{Config().server.admin}/runbooks/{rule['alert']}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,6 +55,20 @@ def test_an_alert_has_a_runbook_with_its_severities(name: str) -> None:
     said = text.splitlines()[2]
     assert all(rule["labels"]["severity"] in said for rule in ALERTS if rule["alert"] == name)
     assert f"[{name}]({name}.md)" in (RUNBOOKS / "README.md").read_text(encoding="utf-8")
+
+
+async def test_the_link_of_each_alert_leads_to_its_runbook() -> None:
+    async with proxy_to(answering([])) as proxy, aiohttp.ClientSession() as http:
+        for rule in ALERTS:
+            path = rule["annotations"]["runbook_url"].removeprefix(f"http://{Config().server.admin}")
+            async with http.get(proxy.admin_url + path) as answer:
+                assert answer.status == 200
+                assert (await answer.text()).startswith(f"# {rule['alert']}\n")
+        async with http.get(f"{proxy.admin_url}/runbooks/") as answer:
+            assert (await answer.text()).split() == [f"/runbooks/{name}" for name in NAMES]
+        for path in ("/runbooks/README", "/runbooks/Unknown", "/runbooks/..%2F..%2FREADME"):
+            async with http.get(URL(proxy.admin_url + path, encoded=True)) as answer:
+                assert answer.status == 404
 
 
 def test_a_runbook_has_an_alert() -> None:
@@ -67,8 +85,6 @@ def test_rules_read_only_metrics_and_labels_that_exist() -> None:
 
 
 async def test_rules_for_vllm_read_only_what_an_engine_exports() -> None:
-    import aiohttp
-
     async with (
         serving(Emulator("healthy", time_scale=0)) as url,
         aiohttp.ClientSession() as http,

@@ -5,52 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import aiohttp
 import pytest
 from deployed import DEPLOY, installed
+from engines import Engine, ask, engine, warmed_up
 from monitoring import free_port, process
-from served import Served, served
 from upstreams import until_true
 
-from replay.emulator import Emulator, serving
-from replay.emulator.scenario import parse_scenario
-
 pytestmark = [pytest.mark.operations, pytest.mark.timeout(300)]
-
-SCENARIO = """
-name = "switched"
-num_speculative_tokens = 8
-[[cycle]]
-phase = "healthy"
-length = 1000
-acceptance_length = 3.6
-[[cycle]]
-phase = "collapsed"
-length = 1000
-acceptance_length = 1.0005
-"""
-
-
-class Engine:
-    """An emulated engine with a specbreaker of its own."""
-
-    def __init__(self, emulator: Emulator, proxy: Served, agent_port: int) -> None:
-        self.emulator = emulator
-        self.proxy = proxy
-        self.agent_port = agent_port
-
-
-@contextlib.asynccontextmanager
-async def engine(name: str, directory: Path) -> AsyncIterator[Engine]:
-    emulator, port = Emulator(parse_scenario(SCENARIO, "switched"), model="m", time_scale=30), free_port()
-    async with serving(emulator) as url:
-        file = directory / f"{name}.toml"
-        file.write_text(f'[server]\nagent = "127.0.0.1:{port}"\n[[backends]]\nname = "{name}"\nurl = "{url}"\n')
-        with served("--config", str(file)) as proxy:
-            yield Engine(emulator, proxy, port)
 
 
 class Balancer:
@@ -108,20 +72,9 @@ def haproxy(engines: dict[str, Engine], directory: Path) -> Iterator[Balancer]:
         yield Balancer(f"http://127.0.0.1:{port}", socket)
 
 
-async def ask(url: str) -> str:
-    """One answer, which is whole; the name of the engine that gave it."""
-    body = {"model": "m", "stream": True, "max_tokens": 200, "messages": [{"role": "user", "content": "hi"}]}
-    async with aiohttp.ClientSession() as http, http.post(f"{url}/v1/chat/completions", json=body) as answer:
-        assert answer.status == 200
-        assert (await answer.read()).endswith(b"data: [DONE]\n\n")
-        return answer.headers["x-specbreaker-backend"]
-
-
 async def test_haproxy_leaves_a_collapsed_engine_and_comes_back(tmp_path: Path) -> None:
     async with engine("a", tmp_path) as a, engine("b", tmp_path) as b:
-        for one in (a, b):
-            for _ in range(8):
-                await ask(one.proxy.url)
+        await warmed_up(a, b)
         with haproxy({"a": a, "b": b}, tmp_path) as balancer:
             await balancer.listens()
             for name in ("a", "b"):

@@ -281,3 +281,21 @@ def test_what_the_watch_says_is_consistent(items):
             assert episode.onset_request <= episode.detected_request
             assert episode.end_request is None or episode.end_request >= episode.detected_request
             assert episode.tokens_lost is None or episode.tokens_lost >= 0
+
+
+@pytest.mark.parametrize("left_in_time", [False, True])
+def test_the_next_collapse_is_seen_coming_whether_or_not_an_answer_was_hit(clock, left_in_time):
+    """Five answers, then canaries until it is healthy again. An answer that was hit ends after the recovery; where
+    traffic left in time there is none. Both cycles are equally long on the engine's clock of requests."""
+    watch, risks = Watch(WatchConfig()), []
+    for turn in range(8):
+        for _ in range(5):
+            watch.update(clock.answer())
+        risks.append(watch.forecast.next_request_probability if watch.forecast is not None else 0.0)
+        started = clock.now
+        for content in (DEAD, DEAD, DEAD, CHAT):
+            watch.update(clock.answer(content, tokens=400, canary=True))
+        if not left_in_time or turn % 2:
+            watch.update(clock.answer(0.8, started=started))
+    assert min(risks[3:]) > 0.7
+    assert (watch.episodes_total, watch.verdict.degraded) == (8, False)

@@ -167,3 +167,19 @@ def test_an_alarm_while_recovering_resumes_the_episode():
     assert first_alarm(watch, "r", [0] * 500, start=clock.now) is not None
     assert (watch.verdict.phase, len(watch.episodes)) == (Phase.COLLAPSED, 1)
     assert watch.episodes[0].end_request is None
+
+
+def test_the_answer_that_was_hit_and_runs_on_after_the_recovery_resumes_nothing():
+    """Canaries proved the recovery while it still ran, slow to its end."""
+    clock = Clock()
+    watch = learned(clock)
+    started = clock.now
+    assert first_alarm(watch, "hit", [4] * 100 + [0] * 200, start=started) is not None
+    while watch.verdict.degraded:
+        watch.update(clock.answer(tokens=128, canary=True))
+    for number in range(400):
+        assert watch.update_step("hit", Step(clock.now + number * 0.02, 1)) is None
+    verdict = watch.update(clock.answer(0.3, request_id="hit", started=started))
+    assert (verdict.phase, verdict.degraded) == (Phase.RECOVERING, False)
+    assert len(watch.episodes) == 1
+    assert watch.update(clock.answer()).phase is Phase.HEALTHY

@@ -99,7 +99,7 @@ class Pair:
             return Answer(payload + await client.chunked())
 
     def metric(self, name: str) -> dict[str, float]:
-        lines = self.proxy.control._metrics.text().decode().splitlines()
+        lines = self.proxy.control._metrics.exposition()[0].decode().splitlines()
         return {line.split(" ")[0]: float(line.split(" ")[1]) for line in lines if line.startswith(name)}
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import functools
 import json
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -42,12 +45,24 @@ def installed_venv() -> Path:
     return root / "venv"
 
 
+@functools.cache
+def installed_faults() -> Path:
+    """A directory for PYTHONPATH with this tree's specbreaker, as docs/engine-faults.md installs it beside a vLLM."""
+    directory = Path(tempfile.mkdtemp(prefix="specbreaker-faults-"))
+    atexit.register(shutil.rmtree, directory)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
+    options = ["--no-deps", "--no-build-isolation", "--target", str(directory)]
+    subprocess.run([*pip, *options, str(HERE.parents[1])], check=True, timeout=120)
+    return directory
+
+
 class EngineServer:
     """``vllm serve`` of the tiny model, as an async context manager.
 
     ``mode`` ``dflash`` speculates with ``num_speculative_tokens``, ``plain`` does not. ``per_request_metrics`` False
     leaves out what vLLM 0.20.2 did not have: the ``metrics`` object of the last usage chunk. ``port`` 0 takes a free
-    one. The engine has a session of its own: whatever happens inside, leaving the context leaves no process behind.
+    one. ``faults`` False: the plug-in is there and not asked for. The engine has a session of its own: whatever happens
+    inside, leaving the context leaves no process behind.
     """
 
     def __init__(
@@ -58,6 +73,7 @@ class EngineServer:
         per_request_metrics: bool = True,
         shutdown_timeout_seconds: int = 0,
         port: int = 0,
+        faults: bool = True,
     ) -> None:
         self.mode = mode
         self.model = MODEL
@@ -65,6 +81,7 @@ class EngineServer:
         self.per_request_metrics = per_request_metrics
         self.shutdown_timeout_seconds = shutdown_timeout_seconds
         self.port = port
+        self.faults = faults
         self.process: subprocess.Popen[bytes] | None = None
         self._directory: Path | None = None
 
@@ -79,10 +96,11 @@ class EngineServer:
         self._directory = Path(tempfile.mkdtemp(prefix="specbreaker-engine-"))
         self.port = self.port or _free_port()
         try:
+            self.set_acceptance()
             with self.log_file.open("wb") as log:
                 self.process = subprocess.Popen(
                     self.command(venv),
-                    env=self.environment(venv, self._acceptance_file),
+                    env=self.environment(venv, self._faults_file if self.faults else None),
                     cwd=self._directory,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -120,18 +138,20 @@ class EngineServer:
         """Move the acceptance of the running engine, from its next step on.
 
         ``p`` is the probability that a draft token is accepted once all before it were; None leaves it to the drafter,
-        and 0.85 to 0.9 is what a healthy one has. ``verify_ms`` is added to every verify step.
+        and 0.85 to 0.9 is what a healthy one has. ``verify_ms`` is added to every step.
         """
-        self._control({"p": p, "verify_ms": verify_ms})
+        self.schedule_acceptance((1, p, verify_ms))
 
-    def schedule_acceptance(self, *periods: tuple[int, float, float]) -> None:
+    def schedule_acceptance(self, *periods: tuple[int, float | None, float]) -> None:
         """Let (requests, p, verify_ms) periods repeat on the engine's own request clock, from its next request on."""
-        self._control({"schedule": [{"requests": n, "p": p, "verify_ms": ms} for n, p, ms in periods]})
+        cycle = [{"length": n, "acceptance": p, "step_delay_seconds": ms / 1000} for n, p, ms in periods]
+        self.set_faults({"clock": "requests", "cycle": cycle})
 
-    def _control(self, content: dict[str, object]) -> None:
-        new = self._acceptance_file.with_suffix(".new")
-        new.write_text(json.dumps(content))
-        new.replace(self._acceptance_file)
+    def set_faults(self, schedule: dict[str, object]) -> None:
+        """Let a schedule of ``replay.faults`` hold from the engine's next step on, from zero of its clock."""
+        new = self._faults_file.with_suffix(".new")
+        new.write_text(json.dumps(schedule))
+        new.replace(self._faults_file)
 
     def processes(self) -> list[psutil.Process]:
         """Every living process of the engine's session, orphans included, oldest first."""
@@ -183,18 +203,16 @@ class EngineServer:
         return self._directory / "engine.log"
 
     @property
-    def _acceptance_file(self) -> Path:
-        return self.log_file.with_name("acceptance.json")
+    def _faults_file(self) -> Path:
+        return self.log_file.with_name("faults.json")
 
-    def environment(self, venv: Path, acceptance_file: Path) -> dict[str, str]:
-        """The environment that it needs; acceptance_file: where its acceptance is steered."""
+    def environment(self, venv: Path, faults_file: Path | None = None) -> dict[str, str]:
+        """The environment that it needs; faults_file: where its acceptance is steered, None: nothing is."""
         omp = {"OMP_NUM_THREADS": "1", "LD_PRELOAD": str(venv / "lib/libiomp5.so")}
         quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-        plugin = {
-            "PYTHONPATH": str(HERE / "acceptance_plugin"),
-            "VLLM_PLUGINS": "specbreaker_acceptance",
-            "SPECBREAKER_ACCEPTANCE_FILE": str(acceptance_file),
-        }
+        plugin = {"PYTHONPATH": str(installed_faults()), "VLLM_PLUGINS": "specbreaker_faults"}
+        if faults_file is not None:
+            plugin["SPECBREAKER_FAULTS"] = str(faults_file)
         cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         places = {"VLLM_CACHE_ROOT": str(venv.parent / "cache"), "PATH": f"{venv}/bin:{os.environ['PATH']}"}
         return {**os.environ, **omp, **quiet, **plugin, **cpu, **places}

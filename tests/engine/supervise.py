@@ -87,7 +87,7 @@ async def run(requests: int) -> Run:
     venv = installed_venv()
     with tempfile.TemporaryDirectory(prefix="specbreaker-supervise-") as name:
         directory = Path(name)
-        environment = EngineServer().environment(venv, directory / "acceptance.json") | {"VLLM_SERVER_DEV_MODE": "1"}
+        environment = EngineServer().environment(venv) | {"VLLM_SERVER_DEV_MODE": "1"}
 
         def command(port: int) -> list[str]:
             return EngineServer(port=port).command(venv)

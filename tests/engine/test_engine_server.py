@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from replay.faults.schedule import Fault, load
 from tests.engine import server
 from tests.engine.server import EngineError, EngineServer, installed_venv, lives_in
 
@@ -90,16 +91,15 @@ async def test_a_process_that_ignores_sigterm_and_its_children_are_ended(install
     assert not any(lives_in(session, process) for process in psutil.process_iter())
 
 
-async def test_acceptance_is_written_whole(install: Callable[[str], None]) -> None:
+async def test_faults_are_written_whole(install: Callable[[str], None]) -> None:
     install(STUBBORN)
     async with EngineServer() as engine:
-        file = engine.log_file.with_name("acceptance.json")
-        assert not file.exists()
+        file = engine.log_file.with_name("faults.json")
+        assert load(str(file)).at(0) == Fault(), "an engine starts with nothing done to it"
         engine.set_acceptance(p=0.05, verify_ms=8)
-        assert json.loads(file.read_text()) == {"p": 0.05, "verify_ms": 8}
+        assert load(str(file)).at(0) == Fault(acceptance=0.05, step_delay_seconds=0.008)
         engine.schedule_acceptance((5, 0.9, 0), (3, 0.05, 8))
-        second = {"requests": 3, "p": 0.05, "verify_ms": 8}
-        assert json.loads(file.read_text())["schedule"] == [{"requests": 5, "p": 0.9, "verify_ms": 0}, second]
+        assert [load(str(file)).at(position).acceptance for position in (4, 5)] == [0.9, 0.05]
     assert not file.parent.exists()
 
 

@@ -108,9 +108,8 @@ async def test_unknown_pages_name_the_known_ones(method: str) -> None:
     async with administered() as (_, http), http.request(method, "/nothing") as answer:
         assert answer.status == 404
         error = (await answer.json())["error"]
-    assert (
-        error == "/nothing: no such page; there are /healthz /readyz /metrics /status /explain, and POST /actions/..."
-    )
+    known = "/healthz /readyz /metrics /status /explain /runbooks/, and POST /actions/..."
+    assert error == f"/nothing: no such page; there are {known}"
 
 
 async def test_nothing_can_be_changed_by_asking() -> None:

@@ -262,7 +262,7 @@ async def test_a_meter_that_raises_does_not_disturb_the_answer(method: str, monk
 
 def exposition(proxy: Proxy) -> bytes:
     """The proxy's own /metrics."""
-    return proxy.control._metrics.text()
+    return proxy.control._metrics.exposition()[0]
 
 
 async def test_an_aborted_answer_is_observed_as_left_by_its_client() -> None:

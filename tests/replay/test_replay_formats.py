@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,26 @@ def test_spans_follow_the_conventions(source: Path, tmp_path: Path) -> None:
     assert attributes(other)["gen_ai.operation.name"] == "text_completion"
 
 
+def test_plain_spans_say_the_same_as_otlp(source: Path, tmp_path: Path) -> None:
+    plain = [json.loads(one) for one in _written(source, tmp_path / "plain", "otel-spans")]
+    otlp = [
+        json.loads(one)["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
+        for one in _written(source, tmp_path / "otlp", "otlp")
+    ]
+    assert [(one["trace_id"], one["span_id"]) for one in plain] == [(one["traceId"], one["spanId"]) for one in otlp]
+    for one, other in zip(plain, otlp, strict=True):
+        assert one["attributes"].keys() == attributes(other).keys()
+        assert one["attributes"]["gen_ai.input.messages"] == attributes(other)["gen_ai.input.messages"]
+        started = datetime.fromisoformat(one["start_time"]).timestamp()
+        assert started == pytest.approx(int(other["startTimeUnixNano"]) / 1e9, abs=1e-5)
+    assert plain[0]["attributes"]["gen_ai.usage.output_tokens"] == 30
+
+
+def _written(source: Path, output: Path, form: str) -> list[str]:
+    assert convert(source, output, form).exit_code == 0
+    return output.read_text().splitlines()
+
+
 def test_spans_of_a_session_without_text_hold_none(tmp_path: Path) -> None:
     source = write_exchanges(tmp_path / "source", [exchange(0, 1.0, messages=[user("secret")])])
     (request,) = converted(source, tmp_path, "otlp")
@@ -208,7 +229,7 @@ def test_an_aiperf_request_that_failed_is_a_failure(tmp_path: Path) -> None:
 def bench_result(**changes: Any) -> dict[str, Any]:
     return {
         "date": "20261122-120000",
-        "endpoint_type": "openai-chat",
+        "endpoint_type": "openai",
         "model_id": "m",
         "request_throughput": 1.0,
         "input_lens": [32, 16],
@@ -232,8 +253,17 @@ def test_a_detailed_result_of_vllm_bench_shows_the_cadence(tmp_path: Path) -> No
     assert observation.acceptance_source is Source.CADENCE
     assert observation.step_seconds == pytest.approx(0.02)
     assert observation.ttft_seconds == pytest.approx(0.1)
-    assert (observation.facts.route, observation.in_flight) == ("chat", 1)
+    assert (observation.facts.route, observation.in_flight) == ("completions", 1)
     assert len(whole.steps) == 5
+
+
+def test_a_chat_result_begins_with_an_event_that_has_no_token(tmp_path: Path) -> None:
+    """tests/interchange: vLLM's benchmark takes the event with the role for the first token."""
+    whole = read_recording(write(tmp_path / "r.json", bench_result(endpoint_type="openai-chat"))).exchanges[1]
+    observation = whole.observation
+    assert observation is not None
+    assert (observation.facts.route, observation.verify_steps, observation.acceptance_length) == ("chat", 3, 4.0)
+    assert observation.ttft_seconds == pytest.approx(0.12)
 
 
 def test_a_result_without_details_says_how_to_get_them(tmp_path: Path) -> None:

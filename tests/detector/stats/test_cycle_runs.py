@@ -1,5 +1,6 @@
 """Answers cut into runs."""
 
+import msgspec
 import pytest
 
 from detector.stats.clocks import Advance, Clock, ClockReading
@@ -42,6 +43,17 @@ def test_a_turn_that_is_known_late_leaves_the_rest_to_the_next_run():
     recorded(range(3, 8), recorder)
     assert len(recorder.turn(5).cells) == 5
     assert len(recorder.turn(7).cells) == 2
+
+
+def test_what_is_left_of_an_answer_that_began_before_the_run_goes_into_its_next_cell():
+    recorder = recorded(range(3))
+    recorder.turn(2)
+    rest = advance(tokens=40.0, idle=0.0)
+    recorder.add(3, Advance(clocks=msgspec.structs.replace(rest.clocks, requests=0.0)))
+    recorded(range(4, 7), recorder)
+    run = recorder.turn(6)
+    assert run.ends(Clock.REQUESTS) == [1, 2, 3]
+    assert run.ends(Clock.TOKENS) == [140, 240, 340]
 
 
 def test_a_turn_right_after_a_turn_is_no_run():

@@ -186,6 +186,22 @@ def test_a_restart_forgets_streams_and_evidence_but_not_the_content():
     assert rule.healthy.peaks == [20.0]
 
 
+def test_a_stream_that_outlived_a_collapse_is_no_evidence_until_it_is_healthy():
+    rule = StreamRule()
+    feed(rule, [1] * 30, "old")
+    rule.recovered()
+    assert feed(rule, [1] * 400, "old") == []
+    feed(rule, [4] * (BLOCK_STEPS + 1), "old")
+    assert feed(rule, [1] * 400, "old") != []
+
+
+def test_a_stream_that_begins_after_a_collapse_is_judged_at_once():
+    rule = StreamRule()
+    feed(rule, [1] * 30, "old")
+    rule.recovered()
+    assert feed(rule, [1] * 400, "new") == feed(StreamRule(), [1] * 400, "new")
+
+
 def test_the_alarm_begins_where_the_model_puts_it():
     assert HealthyPeaks().alarm_nats() == pytest.approx(MODEL_ALARM_NATS, abs=0.3)
     assert StreamRule().alarm_nats == MODEL_ALARM_NATS

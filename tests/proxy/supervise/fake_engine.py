@@ -6,6 +6,7 @@
         [--orphans N]       let so many grandchildren end without a parent
         [--deaf]            ignore SIGTERM
         [--time-scale S]    engine seconds per real second
+SIGUSR1 wedges it: it answers /health and /metrics, and never generates again.
 A speculative configuration with the method "broken" does not start; one with "hangs" is never ready.
 """
 
@@ -86,6 +87,7 @@ async def serve(options: argparse.Namespace, cores: list[subprocess.Popen[bytes]
     ended = asyncio.Event()
     if not options.deaf:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: emulator.die("wedge"))
     async with serving(emulator, options.host, options.port) as url:
         print(f"Application startup complete on {url}", flush=True)
         await ended.wait()

@@ -84,6 +84,39 @@ async def test_an_engine_that_is_killed_is_started_again_and_its_orphans_are_kil
         assert (status["backends"]["primary"]["generation"], status["restart_budget_remaining"]) == (2, 5)
 
 
+@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGSTOP], ids=["engine core", "api server"])
+async def test_an_engine_that_hangs_is_killed_and_started_again(tmp_path: Path, sent: signal.Signals) -> None:
+    """It lives, its port accepts, perhaps /health says 200: nothing but a missing token tells."""
+    config = (
+        '[[backends]]\nname = "primary"\nidle_timeout_seconds = 0.5\n'
+        f"first_byte_timeout_seconds = 0.5\n{FAST}hang_seconds = 0.5\n"
+    )
+    async with supervising(tmp_path, *AT_8, "--core", "away", config=config) as supervised:
+        (launch,) = supervised.launches
+        os.kill(launch["pid"], sent)
+        async with aiohttp.ClientSession() as http:
+            assert (await ask(http, supervised.url)).startswith("error")
+            await supervised.until_said("the engine hangs")
+            await supervised.until_said("started again at dflash-8")
+            assert await ask(http, supervised.url) == "whole"
+        assert not any(lives(pid) for pid in (launch["pid"], *launch["core"]))
+        assert (await supervised.get("status"))["backends"]["primary"]["generation"] == 2
+
+
+async def test_an_engine_that_was_silent_and_still_generates_is_left_alone(tmp_path: Path) -> None:
+    config = f'[[backends]]\nname = "primary"\nfirst_byte_timeout_seconds = 0.5\n{FAST}hang_seconds = 60\n'
+    async with supervising(tmp_path, *AT_8, config=config) as supervised:
+        (launch,) = supervised.launches
+        os.kill(launch["pid"], signal.SIGSTOP)
+        async with aiohttp.ClientSession() as http:
+            assert (await ask(http, supervised.url)).startswith("error")
+            await supervised.until_said("asking the engine for one token")
+            os.kill(launch["pid"], signal.SIGCONT)
+            await supervised.until_said("the engine is alive")
+            assert await ask(http, supervised.url) == "whole"
+        assert len(supervised.launches) == 1
+
+
 async def test_a_level_that_does_not_start_leads_back_to_the_one_before(tmp_path: Path) -> None:
     config = FAST + "[effects]\nrestarts_max_per_hour = 1\n"
     async with supervising(tmp_path, *AT_8, config=config) as supervised:

@@ -40,6 +40,18 @@ def test_a_session_has_all_its_backends_or_the_one_asked_for(tmp_path: Path) -> 
         read_observations(path, series="spare")
 
 
+def test_a_directory_is_read_as_the_one_session_in_it(tmp_path: Path) -> None:
+    write_session(tmp_path, sample_records(20), sealed=True)
+    read = read_observations(tmp_path)
+    assert [one.request_id for one in read.observations] == [response_record(seq).request_id for seq in range(20)]
+    assert [one.started for one in read.observations] == [response_record(seq).observation.started for seq in range(20)]
+
+
+def test_a_directory_without_a_session_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ReadError, match="no session file"):
+        read_observations(tmp_path)
+
+
 def test_damage_of_a_session_is_noted(tmp_path: Path) -> None:
     path = write_session(tmp_path, sample_records(3), sealed=False)
     path.write_bytes(path.read_bytes()[:-5])
@@ -95,7 +107,7 @@ def test_of_rate_acceptance_and_step_time_any_two_give_the_third(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty; expected a session file, a CSV with a tok_s column, or a chunk log"),
+        ("", "is empty; expected a session file or a directory with one, a CSV with a tok_s column, or a chunk log"),
         ("a,b\n1,2\n", "line 1: no tok_s column; expected a session file"),
         ("tok_s\n", "has a header and no rows"),
         ("tok_s,run\n200,1\n180\n", "line 3: 1 cells where the header names 2: correct or remove the line"),
@@ -131,11 +143,9 @@ def test_bytes_that_are_nothing_are_told_in_one_line(tmp_path: Path, content: by
         read_observations(path)
 
 
-def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ReadError, match="none: cannot be read: No such file"):
         read_observations(tmp_path / "none")
-    with pytest.raises(ReadError, match="cannot be read: Is a directory"):
-        read_observations(tmp_path)
 
 
 def test_a_chunk_log_gives_its_requests_without_the_warm_ups() -> None:

@@ -1,0 +1,128 @@
+"""A cycle of a real engine, recorded through the proxy, replayed, and compared: with the plug-in, and without it.
+
+Usage: python -m tests.engine.replay_cycle [--requests 64] [--output docs/results/replay-engine.md]
+
+Healthy is what the drafter does by itself; a collapse corrupts 19 of 20 drafts and slows the steps, so that every text
+stays the target's own. The replay against an engine that is left alone sends the very same requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from tests.engine.server import MODEL, EngineServer
+
+PROMPT = "a b c d e f g h " * 20 + "32010.  321110  # " + "X" * 100
+"""The tiny drafter is good at what follows this (A about 6), and at little else."""
+TOKENS = 60
+COLLAPSE = {"corrupt_drafts": 0.95, "step_delay_seconds": 0.03}
+CYCLES: dict[str, dict[str, Any]] = {
+    "requests": {"clock": "requests", "cycle": [{"length": 5}, {"length": 3, **COLLAPSE}]},
+    "tokens": {"clock": "tokens", "cycle": [{"length": 330}, {"length": 150, **COLLAPSE}]},
+}
+"""By clock: about eight requests a turn. On that of tokens, a collapse begins in the middle of an answer."""
+
+
+class Compared(msgspec.Struct):
+    """One comparison, as `replay compare --json` prints it, and the file names that it was given."""
+
+    clock: str
+    engine: str
+    answer: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """REPRODUCED, SLOW_NOT_CYCLIC, NOT_REPRODUCED or INCONCLUSIVE."""
+        return str(self.answer["verdict"])
+
+
+async def command(*arguments: str, status: Sequence[int] = (0,)) -> str:
+    """Run specbreaker and return what it prints; raises RuntimeError with what it said on another exit status."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "proxy", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, said = await process.communicate()
+    if process.returncode not in status:
+        raise RuntimeError(f"specbreaker {' '.join(arguments)}: {process.returncode}: {said.decode()}")
+    return out.decode()
+
+
+@asynccontextmanager
+async def recording(upstream: str, directory: Path) -> AsyncIterator[str]:
+    """`specbreaker serve --record` in front of an engine; its URL. The session is sealed when the context ends."""
+    arguments = ["serve", "--upstream", upstream, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
+    config = directory.with_suffix(".toml")
+    config.write_text('[record]\ncontent = "text"\n[measure]\nask_token_counts = true\n')
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "proxy", *arguments, "--config", str(config), "--record", str(directory)),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        found, said = None, b""
+        while not found:
+            line = await process.stderr.readline()
+            said += line
+            assert line, f"specbreaker did not start: {said.decode()}"
+            found = re.search(r"base_url (\S+)/v1 ", line.decode())
+        rest = asyncio.create_task(process.stderr.read())
+        yield found[1]
+        process.terminate()
+        await rest
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def ask(url: str, requests: int) -> None:
+    """One streamed answer after the other."""
+    body = {"model": MODEL, "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0, "stream": True}
+    async with aiohttp.ClientSession() as session:
+        for index in range(requests):
+            asked = body | {"prompt": f"{index}: {PROMPT}"}
+            async with session.post(f"{url}/v1/completions", json=asked) as answer:
+                assert (await answer.read()).endswith(b"data: [DONE]\n\n")
+
+
+async def record_and_replay(engine: EngineServer, clock: str, requests: int, directory: Path) -> Compared:
+    """Record a cycle on this clock, replay it on the same engine, compare; A stays in the directory."""
+    recorded = directory / f"{clock}-a"
+    engine.set_faults(CYCLES[clock])
+    async with recording(engine.base_url, recorded) as url:
+        await ask(url, requests)
+    engine.set_faults(CYCLES[clock])
+    return await replay(engine, clock, "the same cycle", recorded, directory / f"{clock}-b")
+
+
+async def replay(engine: EngineServer, clock: str, name: str, recorded: Path, replayed: Path) -> Compared:
+    """Replay a recording on an engine, and compare what came of it with the recording."""
+    target = ["--target", engine.base_url, "--output", str(replayed), "--schedule", "closed"]
+    await command("replay", "run", str(recorded), *target)
+    said = await command("replay", "compare", "--json", str(recorded), str(replayed), status=(0, 1))
+    return Compared(clock, name, json.loads(said))
+
+
+async def run(requests: int, clocks: Sequence[str], directory: Path) -> list[Compared]:
+    """Each clock recorded and replayed on an engine with the plug-in, then replayed on one that is left alone."""
+    compared = []
+    async with EngineServer() as engine:
+        for clock in clocks:
+            compared.append(await record_and_replay(engine, clock, requests, directory))
+    async with EngineServer(faults=False) as engine:
+        for clock in clocks:
+            compared.append(
+                await replay(engine, clock, "left alone", directory / f"{clock}-a", directory / f"{clock}-c")
+            )
+    return compared
