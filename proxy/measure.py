@@ -43,6 +43,9 @@ log = logging.getLogger("specbreaker.measure")
 class Tap:
     """What one exchange leaves for the measurement. On the hot path it only takes notes."""
 
+    trace: TraceContext | None = None
+    """Set beside the hot path, and only where spans are made."""
+
     def __init__(self, measurement: Measurement, request: Request, facts: RequestFacts, body: bytes | None) -> None:
         self.request_id = request.request_id
         self.facts = facts
@@ -58,7 +61,6 @@ class Tap:
         self.meter: Meter | None = None
         self.steps: list[Step] = []
         self.steps_omitted = 0
-        self.trace: TraceContext | None = None
         self.response_bytes = 0
         self.broken = False
         self._measurement = measurement

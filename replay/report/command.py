@@ -19,8 +19,9 @@ from replay.report.page import page
 def report_command(file: Path, output: Path, series: str | None) -> None:
     """Write what FILE shows as one HTML page.
 
-    FILE is whatever `detect` reads. The page needs no script and no network, and holds no text of a prompt. The same
-    FILE gives the same bytes. Exit status: 0 written, 2 FILE cannot be read or OUT.html cannot be written.
+    FILE is whatever `detect` reads, a directory of --record included. The page needs no script and no network, and
+    holds no text of a prompt. The same FILE gives the same bytes. Exit status: 0 written, 2 FILE cannot be read or
+    OUT.html cannot be written.
     """
     try:
         found = find(file, series)

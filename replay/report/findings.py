@@ -18,11 +18,12 @@ from detector.observation import Observation
 from detector.summary import time_weighted_rate
 from detector.watch import WatchConfig
 from replay.readers import ObservationFile, read_observations
-from replay.recorded import Recorded, read_recorded
+from replay.recorded import Recorded, read_recorded, session_files
 from replay.tune import Scalar, by_depth, depths_of, measure, served_config
 
 MAX_LISTED: Final = 8
 """Names of one kind that are listed: models, versions."""
+_BLOCK_BYTES: Final = 1024 * 1024
 _HEADER_KEYS: Final = ("engine", "gpu", "model", "drafter", "date")
 """Of a chunk log's header. Its command may hold a key and is not shown."""
 
@@ -86,7 +87,7 @@ def find(path: Path, series: str | None = None) -> Findings:
     levels, level_notes, advice = _cost_model(path, read, judgement)
     served = served_config(path, read)
     return Findings(
-        file_name=path.name,
+        file_name=path.resolve().name,
         sha256=_sha256(path),
         kind=read.kind,
         judgement=judgement,
@@ -105,8 +106,13 @@ def find(path: Path, series: str | None = None) -> Findings:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Of the file, or of the files of a session one after another, by name."""
+    digest = hashlib.sha256()
+    for part in session_files(path):
+        with part.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _cost_model(

@@ -410,6 +410,15 @@ def test_a_session_without_an_answer_is_a_page(tmp_path: Path) -> None:
     assert "The recording holds no answer." in Tags(written(file)).text
 
 
+def test_a_directory_of_one_session_is_read_as_detect_reads_it(tmp_path: Path) -> None:
+    directory = write_exchanges(tmp_path / "recorded", [exchange(index, 10.0 + index) for index in range(4)])
+    (file,) = directory.iterdir()
+    whole = written(directory)
+    assert "specbreaker detect recorded" in Tags(whole).text
+    assert find(directory).sha256 == find(file).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert written(file).replace(file.name, "recorded") == whole
+
+
 def test_several_backends_have_charts_each(tmp_path: Path) -> None:
     records: list[Record] = [SessionHeader(tool_version="0", session_id="a")]
     for index in range(6):
