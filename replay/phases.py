@@ -61,6 +61,10 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     """From onset to onset, whether that is a cycle or not; without a clock that has fewer than two."""
     runs: list[tuple[Run, bool]]
     """Complete runs in their order; True: slow."""
+    first_healthy: Run | None
+    """From the recording's beginning to the first collapse; None where it began slow, or shows none."""
+    under_way: tuple[Run, bool] | None
+    """The run that the recording's end cut off; None where no phase began before."""
     longest_healthy: Run | None
     """The longest healthy stretch, complete or not: how long one may have to wait for a collapse."""
     whole: Run | None
@@ -80,7 +84,7 @@ def examine(observations: Sequence[Observation], steps: Sequence[Sequence[Step]]
     slow_answers = slow_answers or [answers[index] for index in sorted(onsets) if index < len(answers)]
     healthy_figures, slow_figures = figures(healthy_answers), figures(slow_answers)
     cells = cells_of(answers, slow, its_steps)
-    runs, healthy_stretches = _runs(cells)
+    runs, healthy_stretches, turns = _runs(cells)
     test = CycleTest()
     for run, degraded in runs:
         test.update(run, degraded=degraded)
@@ -96,6 +100,8 @@ def examine(observations: Sequence[Observation], steps: Sequence[Sequence[Step]]
         cycle=test.verdict,
         periods=_periods(runs),
         runs=runs,
+        first_healthy=_stretch(cells[: turns[0] + 1]) if turns and not cells[0].slow else None,
+        under_way=_under_way(cells, turns[-1]) if turns else None,
         longest_healthy=max(healthy_stretches, key=_length, default=None),
         whole=_stretch(cells),
     )
@@ -136,12 +142,13 @@ def _slow(episodes: list[dict[str, Any]], requests: int) -> tuple[list[bool], se
     return slow, onsets
 
 
-def _runs(cells: Sequence[Cell]) -> tuple[list[tuple[Run, bool]], list[Run]]:
-    """Complete runs, True where slow; and all healthy stretches, those at either end included."""
+def _runs(cells: Sequence[Cell]) -> tuple[list[tuple[Run, bool]], list[Run], list[int]]:
+    """Complete runs, True where slow; all healthy stretches, those at either end included; where the phase changed."""
     recorder = RunRecorder()
     runs: list[tuple[Run, bool]] = []
     healthy: list[Run | None] = []
-    begin, phase = 0, False
+    turns: list[int] = []
+    begin, phase = 0, bool(cells) and cells[0].slow
     for number, cell in enumerate(cells):
         recorder.add(number, cell.advance)
         if cell.slow != phase:
@@ -151,9 +158,16 @@ def _runs(cells: Sequence[Cell]) -> tuple[list[tuple[Run, bool]], list[Run]]:
             if run is not None:
                 runs.append((run, phase))
             begin, phase = number, cell.slow
+            turns.append(number)
     if not phase:
         healthy.append(_stretch(cells[begin:]))
-    return runs, [stretch for stretch in healthy if stretch is not None]
+    return runs, [stretch for stretch in healthy if stretch is not None], turns
+
+
+def _under_way(cells: Sequence[Cell], began: int) -> tuple[Run, bool] | None:
+    """What came after the first cell of the last phase."""
+    run = _stretch(cells[began + 1 :])
+    return None if run is None else (run, cells[-1].slow)
 
 
 def _periods(runs: Sequence[tuple[Run, bool]]) -> dict[Clock, Period]:
