@@ -27,7 +27,9 @@ def summarise(
     requests = 0
     rates = _TimeWeightedRate()
     for observation, step in _timeline(list(observations), steps):
-        watch = watches.setdefault(observation.backend, Watch(config))
+        if observation.backend not in watches:
+            watches[observation.backend] = Watch(config)
+        watch = watches[observation.backend]
         if step is not None:
             watch.update_step(observation.request_id, step)
             continue
