@@ -9,13 +9,15 @@ from enum import StrEnum
 import msgspec
 
 from detector.stats.clocks import Clock
-from replay.evidence import chance_evidence, cyclic_evidence
+from replay.evidence import chance_evidence, cyclic_evidence, duration_evidence
 from replay.phases import Side
 
 CYCLIC = 20.0
 """E-value from which on B counts as cyclic: where its collapses come by chance, at most once in so many."""
 BY_CHANCE = 5.0
 """The same for the opposite: that B's collapses do not follow A's cycle."""
+OTHER_DURATIONS = 20.0
+"""The same for collapses that last otherwise than A's: then it is not A's cycle, whatever the healthy runs look like."""
 WAITED_RUNS = 3.0
 """So many of A's longest healthy stretches without a collapse, on every clock, are enough to say there is none."""
 USUAL_NATS = 0.8
@@ -82,6 +84,11 @@ def _decide(a: Side, b: Side, e_value: float, chance: float, faults: Sequence[st
 
 
 def _with_cycle(a: Side, b: Side, e_value: float) -> _Decision:
+    durations = duration_evidence(a, b)
+    if durations >= OTHER_DURATIONS:
+        said = f"B's healthy stretches look like a cycle (e-value {e_value:.3g})"
+        but = f"but its collapses last otherwise than A's (e-value {durations:.3g})"
+        return Outcome.INCONCLUSIVE, [said, but], _missing_for_cycle(a, b, 1.0)
     common = [clock for clock in a.periods if clock in b.periods]
     agree = [
         clock

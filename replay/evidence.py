@@ -23,6 +23,8 @@ LAW_STAKE = 0.3
 """Stake of A's law against chance, which decides fastest; the rest is on the certificate, whose guarantee is wider."""
 MIN_LEARNED_RUNS = 2
 """Complete runs of A from which the law of a phase is learned."""
+EVEN_SHARE = 0.2
+"""Of A's law: spread evenly over the clocks; the rest goes by how well each clock predicted A's own runs."""
 _LEAST_PROBABILITY = 1e-12
 
 
@@ -48,6 +50,11 @@ def chance_evidence(a: Side, b: Side) -> float:
     return math.exp(min(evidence, default=-math.inf))
 
 
+def duration_evidence(a: Side, b: Side) -> float:
+    """The same of B's slow runs alone: evidence that B's collapses last otherwise than A's."""
+    return math.exp(min(_against_law(a, b, degraded=True).values(), default=-math.inf))
+
+
 def _history(side: Side, *, degraded: bool) -> RunHistory:
     """The complete runs of one phase."""
     history = RunHistory()
@@ -69,16 +76,29 @@ def _law_evidence(a: Side, b: Side) -> float | None:
     laws = history.laws() if history.count >= MIN_LEARNED_RUNS else {}
     cells = _cells(b, degraded=False)
     first = {clock: _last_cell(b.first_healthy, clock) for clock in cells} if b.first_healthy else {}
-    told, chance = [], []
+    chance = []
+    told: dict[Clock, float] = {}
     for clock, its in cells.items():
         left = first.get(clock)
         chance.append(_best_memoryless([*its, left] if left else its))
         if clock in laws:
             known = sum(math.log(laws[clock].between(*cell)) for cell in its)
-            told.append(known + (math.log(residual(laws[clock], *left)) if left else 0.0))
+            told[clock] = known + (math.log(residual(laws[clock], *left)) if left else 0.0)
     if not told:
         return None
-    return float(np.mean([math.exp(max(-700.0, min(700.0, its - max(chance)))) for its in told]))
+    shares = _shares({clock: history.scores.get(clock, 0.0) for clock in told})
+    return sum(
+        share * math.exp(max(-700.0, min(700.0, told[clock] - max(chance)))) for clock, share in shares.items()
+    )
+
+
+def _shares(scores: dict[Clock, float]) -> dict[Clock, float]:
+    """How far each clock is trusted: by how well it predicted A's own runs, which B's know nothing of."""
+    weights = {clock: math.exp(score - max(scores.values())) for clock, score in scores.items()}
+    whole = sum(weights.values())
+    return {
+        clock: EVEN_SHARE / len(weights) + (1 - EVEN_SHARE) * weight / whole for clock, weight in weights.items()
+    }
 
 
 def residual(law: RunLaw, low: float, high: float) -> float:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -23,6 +21,7 @@ from replay.schedule import Schedule
 from replay.session.reader import SessionError
 from replay.session.schema import ContentMode
 from replay.target import TargetRefuses, TargetUnreachable
+from replay.target_options import api_key_of, url_of
 
 
 def _tokens(_context: click.Context, parameter: click.Parameter, value: str | None) -> Length | None:
@@ -83,7 +82,7 @@ def run_command(
         options = _options(given)
         settings = _settings(output, given)
         recorded = read_recorded(session)
-        client = TargetClient(_url(target), api_key=_api_key(api_key_env), timeout_seconds=timeout_seconds)
+        client = TargetClient(url_of("--target", target), api_key=api_key_of(api_key_env), timeout_seconds=timeout_seconds)
         outcome = asyncio.run(play(recorded, client, options, settings))
     except (SessionError, ResumeError, TargetRefuses, OSError) as error:
         _fail(error, 2)
@@ -121,25 +120,6 @@ def _settings(output: Path | None, given: dict[str, Any]) -> PlaySettings:
         content=ContentMode(given["content"]),
         **{name: given[name] for name in ("resume", "reset_route", "reset_command", "max_lateness_seconds")},
     )
-
-
-def _url(target: str) -> str:
-    try:
-        parts = urlsplit(target)
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
-            return target
-    except ValueError:
-        pass  # a port that is no number
-    raise click.UsageError(f"--target: not a URL: {target!r}; expected http://HOST:PORT")
-
-
-def _api_key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise click.UsageError(f"--api-key-env: the environment has no {variable}")
-    return key
 
 
 def _fail(error: Exception, exit_code: int) -> None:
