@@ -17,7 +17,7 @@ CYCLIC = 20.0
 BY_CHANCE = 5.0
 """The same for the opposite: that B's collapses do not follow A's cycle."""
 OTHER_DURATIONS = 20.0
-"""The same for collapses that last otherwise than A's: then it is not A's cycle, whatever the healthy runs look like."""
+"""The same for collapses that last otherwise than A's: then it is no reproduction, whatever the healthy runs are."""
 WAITED_RUNS = 3.0
 """So many of A's longest healthy stretches without a collapse, on every clock, are enough to say there is none."""
 USUAL_NATS = 0.8
@@ -106,13 +106,13 @@ def _without_collapse(a: Side, b: Side) -> _Decision:
     if _slow_all_along(a, b):
         said = f"B accepts {b.healthy.acceptance_length:.2f} tokens per step all along, like A while it was collapsed"
         return Outcome.SLOW_NOT_CYCLIC, [said], None
-    waited = _waited(a, b)
-    if waited >= WAITED_RUNS:
-        said = f"B ran for {waited:.1f} of A's longest healthy stretches without a collapse"
+    stretches = waited(a, b)
+    if stretches >= WAITED_RUNS:
+        said = f"B ran for {stretches:.1f} of A's longest healthy stretches without a collapse"
         return Outcome.NOT_REPRODUCED, [said], None
-    if waited > 0:
-        more = math.ceil(b.requests * (WAITED_RUNS / waited - 1))
-        said = f"B ran for only {waited:.1f} of A's longest healthy stretches, {WAITED_RUNS:g} are needed"
+    if stretches > 0:
+        more = math.ceil(b.requests * (WAITED_RUNS / stretches - 1))
+        said = f"B ran for only {stretches:.1f} of A's longest healthy stretches, {WAITED_RUNS:g} are needed"
         return Outcome.INCONCLUSIVE, [said], max(1, more)
     return Outcome.INCONCLUSIVE, ["A was never seen healthy: how long to wait for a collapse is not known"], None
 
@@ -125,7 +125,7 @@ def _slow_all_along(a: Side, b: Side) -> bool:
     return here < math.sqrt(healthy * slow)
 
 
-def _waited(a: Side, b: Side) -> float:
+def waited(a: Side, b: Side) -> float:
     """Length of B in A's longest healthy stretches, on the clock on which it is least."""
     if a.longest_healthy is None or b.whole is None:
         return 0.0

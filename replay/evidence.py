@@ -87,18 +87,14 @@ def _law_evidence(a: Side, b: Side) -> float | None:
     if not told:
         return None
     shares = _shares({clock: history.scores.get(clock, 0.0) for clock in told})
-    return sum(
-        share * math.exp(max(-700.0, min(700.0, told[clock] - max(chance)))) for clock, share in shares.items()
-    )
+    return sum(share * math.exp(max(-700.0, min(700.0, told[clock] - max(chance)))) for clock, share in shares.items())
 
 
 def _shares(scores: dict[Clock, float]) -> dict[Clock, float]:
     """How far each clock is trusted: by how well it predicted A's own runs, which B's know nothing of."""
     weights = {clock: math.exp(score - max(scores.values())) for clock, score in scores.items()}
     whole = sum(weights.values())
-    return {
-        clock: EVEN_SHARE / len(weights) + (1 - EVEN_SHARE) * weight / whole for clock, weight in weights.items()
-    }
+    return {clock: EVEN_SHARE / len(weights) + (1 - EVEN_SHARE) * weight / whole for clock, weight in weights.items()}
 
 
 def residual(law: RunLaw, low: float, high: float) -> float:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from detector.observation import Observation, Step
-from detector.stats.clocks import Clock
+from detector.stats.clocks import Clock, ClockReading
 from detector.stats.cycle import CycleTest, CycleVerdict
 from detector.stats.cycle_period import Period, period_of
 from detector.stats.proportion import wilson_interval
@@ -51,6 +51,8 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     slow_requests: int
     slow_share: Interval
     onsets: int
+    collapsed: list[bool]
+    """Of each judged answer, in the order of their ends: whether it lies in a collapse."""
     healthy: Figures
     slow: Figures
     """Without the answers in which a collapse began."""
@@ -73,8 +75,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
 
 def examine(observations: Sequence[Observation], steps: Sequence[Sequence[Step]] = ()) -> Side:
     """Judge the answers of one backend, in any order; ``steps`` as for ``summarise``."""
-    order = sorted(range(len(observations)), key=lambda index: observations[index].ended)
-    order = [index for index in order if not observations[index].ending.failed and not observations[index].canary]
+    order = judged(observations)
     answers = [observations[index] for index in order]
     its_steps = [steps[index] for index in order] if steps else []
     found = summarise(answers, WatchConfig(), its_steps)
@@ -94,17 +95,24 @@ def examine(observations: Sequence[Observation], steps: Sequence[Sequence[Step]]
         slow_requests=sum(slow),
         slow_share=Interval(share, *wilson_interval(share, len(slow))),
         onsets=len(onsets),
+        collapsed=slow,
         healthy=healthy_figures,
         slow=slow_figures,
         rate_ratio=rate_ratio(slow_answers, healthy_answers),
         cycle=test.verdict,
-        periods=_periods(runs),
+        periods={clock: period for clock in Clock if (period := period_of(gaps_of(runs), clock)) is not None},
         runs=runs,
         first_healthy=_stretch(cells[: turns[0] + 1]) if turns and not cells[0].slow else None,
         under_way=_under_way(cells, turns[-1]) if turns else None,
         longest_healthy=max(healthy_stretches, key=_length, default=None),
         whole=_stretch(cells),
     )
+
+
+def judged(observations: Sequence[Observation]) -> list[int]:
+    """Indices of the answers that ``examine`` judges, in the order of their ends."""
+    kept = [index for index, one in enumerate(observations) if not one.ending.failed and not one.canary]
+    return sorted(kept, key=lambda index: observations[index].ended)
 
 
 def figures(answers: Sequence[Observation]) -> Figures:
@@ -170,13 +178,13 @@ def _under_way(cells: Sequence[Cell], began: int) -> tuple[Run, bool] | None:
     return None if run is None else (run, cells[-1].slow)
 
 
-def _periods(runs: Sequence[tuple[Run, bool]]) -> dict[Clock, Period]:
-    gaps = [
+def gaps_of(runs: Sequence[tuple[Run, bool]]) -> list[ClockReading]:
+    """From the onset of each collapse to that of the next, on every clock."""
+    return [
         before.actual.plus(after.actual)
         for (before, was_slow), (after, is_slow) in pairwise(runs)
         if was_slow and not is_slow
     ]
-    return {clock: period for clock in Clock if (period := period_of(gaps, clock)) is not None}
 
 
 def _stretch(cells: Sequence[Cell]) -> Run | None:

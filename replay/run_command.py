@@ -82,7 +82,8 @@ def run_command(
         options = _options(given)
         settings = _settings(output, given)
         recorded = read_recorded(session)
-        client = TargetClient(url_of("--target", target), api_key=api_key_of(api_key_env), timeout_seconds=timeout_seconds)
+        url, api_key = url_of("--target", target), api_key_of(api_key_env)
+        client = TargetClient(url, api_key=api_key, timeout_seconds=timeout_seconds)
         outcome = asyncio.run(play(recorded, client, options, settings))
     except (SessionError, ResumeError, TargetRefuses, OSError) as error:
         _fail(error, 2)
