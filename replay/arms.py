@@ -77,11 +77,8 @@ def arms_of(
         Arm(name=ArmName.SALTED, exchanges=source, options=salted),
     ]
     others: dict[Place, ArmName] = {"lower_k": ArmName.LOWER_K, "speculation_off": ArmName.SPECULATION_OFF}
-    arms += [
-        Arm(name=name, exchanges=source, options=alone, place=place)
-        for place, name in others.items()
-        if place in places
-    ]
+    elsewhere = [(place, name) for place, name in others.items() if place in places]
+    arms += [Arm(name=name, exchanges=source, options=alone, place=place) for place, name in elsewhere]
     return arms
 
 

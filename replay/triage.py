@@ -105,8 +105,8 @@ def triage(arms: Mapping[ArmName, ArmResult]) -> Triage:
 
 
 def _clocks(arms: Mapping[ArmName, ArmResult]) -> dict[Clock, Finding]:
-    gaps = {name: gaps_of(arm.side.runs) for name, arm in comparable(arms).items()}
-    p_values = {clock: same_period({name: its for name, its in gaps.items() if its}, clock) for clock in Clock}
+    sides = [arm.side for arm in comparable(arms).values()]
+    p_values = {clock: _same_cycle(sides, clock) for clock in Clock}
     found = {}
     for clock, name in CLOCKS.items():
         p_value = p_values[clock]
@@ -131,16 +131,37 @@ def comparable(arms: Mapping[ArmName, ArmResult]) -> dict[ArmName, ArmResult]:
     return {name: arm for name, arm in arms.items() if arm.in_flight == 1 and name is not ArmName.SPECULATION_OFF}
 
 
-def same_period(gaps: Mapping[ArmName, Sequence[ClockReading]], clock: Clock) -> float | None:
-    """Probability of periods that differ so much between arms, if they are the same on this clock.
+def _same_cycle(sides: Sequence[Side], clock: Clock) -> float | None:
+    """Probability of periods, or of healthy stretches, so different, if both are the same in all arms (Bonferroni).
 
-    A permutation test (Fisher 1935) of the sum of squares between the arms' mean logarithms: the gaps between
-    collapses are dealt out to the arms anew. Exact where gaps have one law in all arms. None: fewer than two arms
-    have two gaps.
+    Stretches tell more where only healthy answers run differently, as with a lower K; periods are known more exactly.
+    """
+    found = [
+        same_length([gaps_of(side.runs) for side in sides], clock),
+        same_length([_healthy_lengths(side) for side in sides], clock),
+    ]
+    known = [p_value for p_value in found if p_value is not None]
+    return min(1.0, len(known) * min(known)) if known else None
+
+
+def _healthy_lengths(side: Side) -> list[ClockReading]:
+    """Of each complete healthy run, as it would have been without the collapse in its last cell."""
+    return [
+        ClockReading(**{clock.value: ends[-1] for clock in Clock if (ends := run.ends(clock)) is not None})
+        for run, degraded in side.runs
+        if not degraded
+    ]
+
+
+def same_length(arms: Sequence[Sequence[ClockReading]], clock: Clock) -> float | None:
+    """Probability of lengths that differ so much between arms, if they have one law on this clock.
+
+    A permutation test (Fisher 1935) of the sum of squares between the arms' mean logarithms: the lengths are dealt out
+    to the arms anew. Exact where they have one law in all arms. None: fewer than two arms have two of them.
     """
     logs = []
-    for its in gaps.values():
-        lengths = [length for gap in usual_gaps(its, clock) if (length := gap.on(clock)) is not None]
+    for its in arms:
+        lengths = [length for one in usual_gaps(its, clock) if (length := one.on(clock)) is not None]
         if len(lengths) > 1:
             logs.append(np.log(lengths))
     if len(logs) < 2:
