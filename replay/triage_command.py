@@ -10,7 +10,7 @@ from typing import Any
 import click
 import msgspec
 
-from replay.arms import ArmName, Place, arms_of
+from replay.arms import Arm, ArmName, Place, arms_of
 from replay.bodies import Overrides
 from replay.play import PlaySettings
 from replay.prepare import PromptMode, ReplayOptions
@@ -38,7 +38,7 @@ _ELSEWHERE: tuple[Place, ...] = ("lower_k", "speculation_off")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="[default: triage-TIME]")
 @click.option("--requests", type=click.IntRange(min=1), default=80, show_default=True, help="Of each arm.")
 @click.option("--seconds", type=_positive, default=1800.0, show_default=True, help="Of each arm, at most.")
-@click.option("--arm", "only", type=click.Choice([*ArmName]), multiple=True, help="Only these arms [default: all].")
+@click.option("--arm", "only", type=click.Choice([name.value for name in ArmName]), multiple=True, help="Only these arms [default: all].")
 @click.option("--model", help="Model to ask for [default: the recorded one, if the target serves it].")
 @click.option("--temperature", type=click.FloatRange(min=0), help="[default: as recorded]")
 @click.option("--seed", type=int, help="[default: as recorded]")
@@ -68,7 +68,7 @@ def triage_command(session: Path, output: Path | None, only: tuple[str, ...], as
             ignore_eos=given["ignore_eos"],
             places=list(playing.servers),
         )
-        chosen = [arm for arm in arms if not only or arm.name in only]
+        chosen = _chosen(arms, only)
         played, stopped = asyncio.run(play_arms(recorded, chosen, playing, lambda line: click.echo(line, err=True)))
     except (SessionError, ResumeError, TargetRefuses, OSError) as error:
         _fail(error, 2)
@@ -100,6 +100,15 @@ def _playing(directory: Path, given: dict[str, Any]) -> Playing:
         api_key=api_key_of(given["api_key_env"]),
         timeout_seconds=given["timeout_seconds"],
     )
+
+
+def _chosen(arms: list[Arm], only: tuple[str, ...]) -> list[Arm]:
+    """The arms asked for, all by default. ``one_client`` is the same as ``as_is`` where the recording has one."""
+    missing = [name for name in only if name in _ELSEWHERE and name not in {arm.name for arm in arms}]
+    if missing:
+        option = f"--{missing[0].replace('_', '-')}"
+        raise click.UsageError(f"--arm {missing[0]}: needs {option} or {option}-command")
+    return [arm for arm in arms if not only or arm.name in only]
 
 
 def _options(given: dict[str, Any]) -> ReplayOptions:

@@ -197,7 +197,7 @@ def _cause_row(cycles: list[Case], name: str, true: Verdict) -> str:
 
 
 @click.command()
-@click.option("--seeds", default=10, show_default=True)
+@click.option("--seeds", default=6, show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=RESULT, show_default=True)
 def main(seeds: int, output: Path) -> None:
     """Run the benchmark and write its page."""
