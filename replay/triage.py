@@ -213,32 +213,32 @@ def collapses(arm: ArmResult) -> bool:
     return arm.side.onsets > 0 and 1 - fewer < BY_ACCIDENT
 
 
-def _needed(arms: Mapping[ArmName, ArmResult], name: ArmName, without: str) -> tuple[Verdict, str]:
-    """Whether the cycle needs what this arm leaves out."""
-    arm, reference = arms.get(name), _reference(arms)
+def _needed(
+    arms: Mapping[ArmName, ArmResult], name: ArmName, without: str, reference: ArmResult | None
+) -> tuple[Verdict, str]:
+    """Whether the cycle needs what this arm leaves out; ``reference`` leaves out nothing else than this arm does."""
+    arm = arms.get(name)
     if arm is None:
         return Verdict.NOT_TOLD_APART, f"{name}: not played"
     said = f"{name}: {arm.side.onsets} collapses in {arm.side.requests} requests {without}"
     if collapses(arm):
         return Verdict.EXCLUDED, said
-    if reference is None:
-        return Verdict.NOT_TOLD_APART, f"{said}; as it is, it did not collapse either"
+    if reference is None or not collapses(reference):
+        return Verdict.NOT_TOLD_APART, f"{said}; with it, as many clients did not collapse either"
     stretches = waited(reference.side, arm.side)
     said += f", {stretches:.1f} of the longest healthy stretches before (3 are needed)"
     absent = arm.side.onsets == 0 and stretches >= WAITED_RUNS
     return Verdict.SUPPORTED if absent else Verdict.NOT_TOLD_APART, said
 
 
-def _reference(arms: Mapping[ArmName, ArmResult]) -> ArmResult | None:
-    """The unchanged arm that collapses: of one client, else as recorded."""
-    for name in (ArmName.ONE_CLIENT, ArmName.AS_IS):
-        if name in arms and collapses(arms[name]):
-            return arms[name]
-    return None
+def _alone(arms: Mapping[ArmName, ArmResult]) -> ArmResult | None:
+    """The recording as played by one client: what the other arms of one client are held against."""
+    as_is = arms.get(ArmName.AS_IS)
+    return arms.get(ArmName.ONE_CLIENT, as_is if as_is is not None and as_is.in_flight == 1 else None)
 
 
 def _content(arms: Mapping[ArmName, ArmResult]) -> Finding:
-    verdict, said = _needed(arms, ArmName.ONE_PROMPT, "of one prompt")
+    verdict, said = _needed(arms, ArmName.ONE_PROMPT, "of one prompt", _alone(arms))
     reasons = [said]
     p_value = _follows_request(arms)
     if p_value is not None:
@@ -253,7 +253,7 @@ def _follows_request(arms: Mapping[ArmName, ArmResult]) -> float | None:
 
     Orders were drawn at random, so under that hypothesis all pairings are as likely (a permutation test).
     """
-    shuffled, before = arms.get(ArmName.SHUFFLED), arms.get(ArmName.ONE_CLIENT, arms.get(ArmName.AS_IS))
+    shuffled, before = arms.get(ArmName.SHUFFLED), _alone(arms)
     if shuffled is None or before is None:
         return None
     common = [name for name in before.collapsed if name in shuffled.collapsed]
@@ -266,27 +266,26 @@ def _follows_request(arms: Mapping[ArmName, ArmResult]) -> float | None:
 
 
 def _cache(arms: Mapping[ArmName, ArmResult]) -> Finding:
-    reference = _reference(arms)
-    if reference is not None and reference.cached_tokens == 0:
+    alone = _alone(arms)
+    if alone is not None and collapses(alone) and alone.cached_tokens == 0:
         said = "it collapsed while no prompt token came from the cache"
         return Finding(hypothesis="prefix cache", verdict=Verdict.EXCLUDED, reasons=[said])
-    verdict, said = _needed(arms, ArmName.SALTED, "that find no prefix")
+    verdict, said = _needed(arms, ArmName.SALTED, "that find no prefix", alone)
     return Finding(hypothesis="prefix cache", verdict=verdict, reasons=[said])
 
 
 def _concurrency(arms: Mapping[ArmName, ArmResult]) -> Finding:
-    name = ArmName.ONE_CLIENT if ArmName.ONE_CLIENT in arms else ArmName.AS_IS
-    if name in arms and arms[name].in_flight > 1:
-        return Finding(hypothesis="concurrency", verdict=Verdict.NOT_TOLD_APART, reasons=["one client: not played"])
-    verdict, said = _needed(arms, name, "one at a time")
+    as_is = arms.get(ArmName.AS_IS)
+    name = ArmName.AS_IS if as_is is not None and as_is.in_flight == 1 else ArmName.ONE_CLIENT
+    verdict, said = _needed(arms, name, "one at a time", as_is)
     return Finding(hypothesis="concurrency", verdict=verdict, reasons=[said])
 
 
 def _speculation(arms: Mapping[ArmName, ArmResult]) -> Finding:
-    verdict, said = _needed(arms, ArmName.SPECULATION_OFF, "without speculation")
+    verdict, said = _needed(arms, ArmName.SPECULATION_OFF, "without speculation", _alone(arms))
     reasons = [said]
     if ArmName.LOWER_K in arms:
-        lower, also = _needed(arms, ArmName.LOWER_K, "with a lower K")
+        lower, also = _needed(arms, ArmName.LOWER_K, "with a lower K", _alone(arms))
         reasons.append(also)
         # A cycle that a lower K keeps says nothing: it may still need a drafter.
         if lower is Verdict.SUPPORTED and verdict is Verdict.NOT_TOLD_APART:

@@ -38,7 +38,13 @@ _ELSEWHERE: tuple[Place, ...] = ("lower_k", "speculation_off")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="[default: triage-TIME]")
 @click.option("--requests", type=click.IntRange(min=1), default=80, show_default=True, help="Of each arm.")
 @click.option("--seconds", type=_positive, default=1800.0, show_default=True, help="Of each arm, at most.")
-@click.option("--arm", "only", type=click.Choice([name.value for name in ArmName]), multiple=True, help="Only these arms [default: all].")
+@click.option(
+    "--arm",
+    "only",
+    type=click.Choice([name.value for name in ArmName]),
+    multiple=True,
+    help="Only these arms [default: all].",
+)
 @click.option("--model", help="Model to ask for [default: the recorded one, if the target serves it].")
 @click.option("--temperature", type=click.FloatRange(min=0), help="[default: as recorded]")
 @click.option("--seed", type=int, help="[default: as recorded]")

@@ -106,7 +106,10 @@ class Run:
     def _arrive(self, at: float) -> None:
         self._left -= 1
         request = EngineRequest(
-            prompt=_PROMPT, max_tokens=self._answer_tokens(), speaker=Speaker(self._rng.randrange(2**31)), ignore_eos=True
+            prompt=_PROMPT,
+            max_tokens=self._answer_tokens(),
+            speaker=Speaker(self._rng.randrange(2**31)),
+            ignore_eos=True,
         )
         self._engine.add(request, at)
         self._running[request.index] = (request, [], 0)

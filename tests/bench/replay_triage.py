@@ -170,7 +170,12 @@ def report(found: list[Case], seeds: int) -> str:
                 group = [case for case in found if (case.truth, case.clock, case.clients) == (truth, clock, clients)]
                 name = clock if truth in COLLAPSING else "-"
                 lines.append(f"| {truth} | {name} | {clients} | {_counts(group)} |")
-    lines += ["", "## Causes, where there is a cycle", "", "| hypothesis | true | supported | excluded | not told apart |"]
+    lines += [
+        "",
+        "## Causes, where there is a cycle",
+        "",
+        "| hypothesis | true | supported | excluded | not told apart |",
+    ]
     lines += ["|---|---|---|---|---|", *(_cause_row(cycles, name, true) for name, true in CAUSES.items())]
     return "\n".join(lines) + "\n"
 
@@ -192,7 +197,9 @@ def _counts(group: list[Case]) -> str:
 
 
 def _cause_row(cycles: list[Case], name: str, true: Verdict) -> str:
-    counts = Counter(finding.verdict for case in cycles for finding in case.found.findings if finding.hypothesis == name)
+    counts = Counter(
+        finding.verdict for case in cycles for finding in case.found.findings if finding.hypothesis == name
+    )
     return f"| {name} | {true} | {' | '.join(str(counts[verdict]) for verdict in Verdict)} |"
 
 

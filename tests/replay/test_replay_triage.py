@@ -78,6 +78,16 @@ def test_a_cause_without_which_nothing_collapses_is_supported() -> None:
     assert found["prefix cache"] is found["content"] is Verdict.SUPPORTED
 
 
+def test_a_cycle_of_several_clients_says_nothing_of_other_causes() -> None:
+    """The arms of one client leave out the other clients as well: what they lack may be either."""
+    as_is = arms("cycle", "requests")[ArmName.AS_IS]
+    steady = arms("cycle", "requests")[ArmName.SPECULATION_OFF]
+    several = msgspec.structs.replace(as_is, in_flight=4)
+    found = verdicts({**dict.fromkeys(ArmName, steady), ArmName.AS_IS: several})
+    assert found.pop("concurrency") is Verdict.SUPPORTED
+    assert set(found.values()) == {Verdict.NOT_TOLD_APART}
+
+
 def test_slowness_that_follows_the_request_is_content() -> None:
     results = dict(arms("cycle", "requests"))
     as_is = results[ArmName.AS_IS]
@@ -198,7 +208,7 @@ async def test_an_arm_ends_when_its_time_is_up(tmp_path: Path) -> None:
     slow = [exchange(index, 100.0 * index, completion_tokens=5) for index in range(3)]
     source = write_exchanges(tmp_path / "source", slow)
     async with serving(Emulator("healthy", time_scale=0)) as url:
-        budget = ("--arm", "as_is", "--seconds", 0.5, *NEVER_LATE)
+        budget = ("--arm", "as_is", "--seconds", 1, *NEVER_LATE)
         ran = await command(source, "--target", url, "-o", tmp_path / "out", *budget, "--json")
     told = json.loads(ran.stdout)
     assert (told["stopped"], told["arms"][0]["requests"], told["arms"][0]["faults"]) == (None, 1, [])
