@@ -1,4 +1,4 @@
-"""``specbreaker replay triage``: which clock, which cause; by the emulator's engine in engine time, and over sockets."""
+"""``specbreaker replay triage``: clock and cause, by the emulator's engine in engine time and over sockets."""
 
 from __future__ import annotations
 
