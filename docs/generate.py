@@ -239,6 +239,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "help replay": lambda: help_text("replay"),
     "help replay run": lambda: help_text("replay", "run"),
     "help replay compare": lambda: help_text("replay", "compare"),
+    "help replay triage": lambda: help_text("replay", "triage"),
     "help replay convert": lambda: help_text("replay", "convert"),
     "help report": lambda: help_text("report"),
     "help tune": lambda: help_text("tune"),

@@ -7,13 +7,15 @@ import click
 from replay.compare_command import compare_command
 from replay.convert_command import convert_command
 from replay.run_command import run_command
+from replay.triage_command import triage_command
 
 
 @click.group("replay")
 def replay_group() -> None:
-    """Replay a recorded session, compare two, convert others' recordings."""
+    """Replay a recorded session, compare two, tell what drives a cycle, convert others' recordings."""
 
 
 replay_group.add_command(run_command)
 replay_group.add_command(compare_command)
+replay_group.add_command(triage_command)
 replay_group.add_command(convert_command)

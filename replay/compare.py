@@ -1,9 +1,4 @@
-"""Does one recording show the cycle of another? Four answers, each with what it rests on.
-
-Three bets are laid on the second recording's healthy runs: the certificate of ``detector.stats.cycle``, the same with
-the first recording's runs learned before, and the first recording's law against chance alone. None gains on average
-where collapses come by chance at a constant rate, so neither does their mean, an e-value: docs/replay.md.
-"""
+"""Does one recording show the cycle of another? Four answers, each with what it rests on (``replay.evidence``)."""
 
 from __future__ import annotations
 
@@ -12,25 +7,19 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
-import numpy as np
 
 from detector.stats.clocks import Clock
-from detector.stats.cycle import CycleState, CycleTest
-from detector.stats.run_history import RunHistory, RunLaws
-from detector.stats.run_law import memoryless_log_cells, typical_length
-from detector.stats.runs import Run
+from replay.evidence import chance_evidence, cyclic_evidence, duration_evidence
 from replay.phases import Side
 
 CYCLIC = 20.0
 """E-value from which on B counts as cyclic: where its collapses come by chance, at most once in so many."""
-LAW_STAKE = 0.3
-"""Stake of A's law against chance, which decides fastest; the rest is on the certificate, whose guarantee is wider."""
 BY_CHANCE = 5.0
 """The same for the opposite: that B's collapses do not follow A's cycle."""
+OTHER_DURATIONS = 20.0
+"""The same for collapses that last otherwise than A's: then it is no reproduction, whatever the healthy runs are."""
 WAITED_RUNS = 3.0
 """So many of A's longest healthy stretches without a collapse, on every clock, are enough to say there is none."""
-MIN_LEARNED_RUNS = 2
-"""Complete healthy runs of A from which its law is learned."""
 USUAL_NATS = 0.8
 """Evidence of one cycle that is typical, for the number of requests that are still missing."""
 
@@ -64,7 +53,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 def compare(a: Side, b: Side, *, faults: Sequence[str] = ()) -> Comparison:
     """Compare; ``faults`` say why B cannot be believed, as the replay itself noted."""
-    e_value, chance = _cyclic_evidence(a, b), _chance_evidence(a, b)
+    e_value, chance = cyclic_evidence(a, b), chance_evidence(a, b)
     verdict, reasons, more = _decide(a, b, e_value, chance, faults)
     return Comparison(
         verdict=verdict, reasons=reasons, e_value=e_value, chance_e_value=chance, more_requests=more, a=a, b=b
@@ -95,6 +84,11 @@ def _decide(a: Side, b: Side, e_value: float, chance: float, faults: Sequence[st
 
 
 def _with_cycle(a: Side, b: Side, e_value: float) -> _Decision:
+    durations = duration_evidence(a, b)
+    if durations >= OTHER_DURATIONS:
+        said = f"B's healthy stretches look like a cycle (e-value {e_value:.3g})"
+        but = f"but its collapses last otherwise than A's (e-value {durations:.3g})"
+        return Outcome.INCONCLUSIVE, [said, but], _missing_for_cycle(a, b, 1.0)
     common = [clock for clock in a.periods if clock in b.periods]
     agree = [
         clock
@@ -112,13 +106,13 @@ def _without_collapse(a: Side, b: Side) -> _Decision:
     if _slow_all_along(a, b):
         said = f"B accepts {b.healthy.acceptance_length:.2f} tokens per step all along, like A while it was collapsed"
         return Outcome.SLOW_NOT_CYCLIC, [said], None
-    waited = _waited(a, b)
-    if waited >= WAITED_RUNS:
-        said = f"B ran for {waited:.1f} of A's longest healthy stretches without a collapse"
+    stretches = waited(a, b)
+    if stretches >= WAITED_RUNS:
+        said = f"B ran for {stretches:.1f} of A's longest healthy stretches without a collapse"
         return Outcome.NOT_REPRODUCED, [said], None
-    if waited > 0:
-        more = math.ceil(b.requests * (WAITED_RUNS / waited - 1))
-        said = f"B ran for only {waited:.1f} of A's longest healthy stretches, {WAITED_RUNS:g} are needed"
+    if stretches > 0:
+        more = math.ceil(b.requests * (WAITED_RUNS / stretches - 1))
+        said = f"B ran for only {stretches:.1f} of A's longest healthy stretches, {WAITED_RUNS:g} are needed"
         return Outcome.INCONCLUSIVE, [said], max(1, more)
     return Outcome.INCONCLUSIVE, ["A was never seen healthy: how long to wait for a collapse is not known"], None
 
@@ -131,7 +125,7 @@ def _slow_all_along(a: Side, b: Side) -> bool:
     return here < math.sqrt(healthy * slow)
 
 
-def _waited(a: Side, b: Side) -> float:
+def waited(a: Side, b: Side) -> float:
     """Length of B in A's longest healthy stretches, on the clock on which it is least."""
     if a.longest_healthy is None or b.whole is None:
         return 0.0
@@ -149,92 +143,3 @@ def _missing_for_cycle(a: Side, b: Side, e_value: float) -> int:
     missing = max(1, math.ceil((math.log(CYCLIC) - max(0.0, math.log(max(e_value, 1e-9)))) / per_run))
     side = b if b.onsets > 1 else a
     return math.ceil(missing * side.requests / max(1, side.onsets))
-
-
-# ---- evidence --------------------------------------------------------------------------------------------------------
-
-
-def _healthy_runs(side: Side) -> RunLaws:
-    """A's complete healthy runs."""
-    runs = RunLaws(RunHistory())
-    for run, degraded in side.runs:
-        if not degraded:
-            runs.add(run)
-    return runs
-
-
-def _cyclic_evidence(a: Side, b: Side) -> float:
-    """Mean of three e-values by their stakes: the certificate, the same with A's runs learned before, A's law."""
-    informed = CycleTest(state=CycleState(history=_healthy_runs(a).history))
-    for run, degraded in b.runs:
-        informed.update(run, degraded=degraded)
-    certificate = (b.cycle.e_value + informed.verdict.e_value) / 2
-    law = _law_evidence(a, b)
-    return certificate if law is None else (1 - LAW_STAKE) * certificate + LAW_STAKE * law
-
-
-def _law_evidence(a: Side, b: Side) -> float | None:
-    """How much better A's law predicts B's healthy runs than any memoryless law on any clock does.
-
-    All laws predict the same events, namely in which cell each run ends; so they compare over clocks. Under a
-    memoryless law on one of the clocks the ratio has mean 1 at most: it is an e-value. None: A has too few runs.
-    """
-    runs, cells = _healthy_runs(a), _cells(b)
-    told = [
-        sum(math.log(runs.current[clock].between(*cell)) for cell in its)
-        for clock, its in cells.items()
-        if clock in runs.current and runs.history.count >= MIN_LEARNED_RUNS
-    ]
-    if not told:
-        return None
-    chance = max(_best_memoryless(its) for its in cells.values())
-    return float(np.mean([math.exp(max(-700.0, min(700.0, its - chance))) for its in told]))
-
-
-def _best_memoryless(cells: Sequence[tuple[float, float]]) -> float:
-    """Log likelihood of these cells under the exponential law that suits them best."""
-    low, high = np.array(cells).T
-    mean = float(((low + high) / 2).mean())
-    rates = np.geomspace(0.2, 5.0, 81)[:, None] / mean
-    likelihoods = np.exp(-rates * low) - np.exp(-rates * high)
-    return float(np.log(np.maximum(likelihoods, 1e-300)).sum(axis=1).max())
-
-
-def _chance_evidence(a: Side, b: Side) -> float:
-    """How much better chance predicts B's healthy runs than A's law does, on the clock where it does so least.
-
-    Where B's runs did follow A's law on one of the clocks, this is an e-value: the memoryless law predicts each run
-    from B's runs before it, so the ratio has mean 1 under A's law.
-    """
-    runs = _healthy_runs(a)
-    if runs.history.count < MIN_LEARNED_RUNS:
-        return 0.0
-    evidence = []
-    for clock, law in runs.current.items():
-        cells = _cells(b).get(clock)
-        if not cells:
-            continue
-        scale = typical_length(runs.history.intervals[clock])
-        low, high = np.array(cells).T / scale
-        predicted = float(memoryless_log_cells(low, high).sum())
-        evidence.append(predicted - sum(math.log(law.between(*cell)) for cell in cells))
-    return math.exp(min(evidence, default=-math.inf))
-
-
-def _cells(side: Side) -> dict[Clock, list[tuple[float, float]]]:
-    """On each clock that knows all of them, the last cells of the healthy runs."""
-    runs = [run for run, degraded in side.runs if not degraded]
-    found = {clock: [_last_cell(run, clock) for run in runs] for clock in Clock}
-    return {
-        clock: known
-        for clock, its in found.items()
-        if (known := [cell for cell in its if cell]) and len(known) == len(runs)
-    }
-
-
-def _last_cell(run: Run, clock: Clock) -> tuple[float, float] | None:
-    """Between which two points of the clock the run ended."""
-    ends = run.ends(clock)
-    if ends is None or ends[-1] <= 0:
-        return None
-    return (ends[-2] if len(ends) > 1 else 0.0, ends[-1])

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from detector.observation import Observation, Step
-from detector.stats.clocks import Clock
+from detector.stats.clocks import Clock, ClockReading
 from detector.stats.cycle import CycleTest, CycleVerdict
 from detector.stats.cycle_period import Period, period_of
 from detector.stats.proportion import wilson_interval
@@ -51,6 +51,8 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     slow_requests: int
     slow_share: Interval
     onsets: int
+    collapsed: list[bool]
+    """Of each judged answer, in the order of their ends: whether it lies in a collapse."""
     healthy: Figures
     slow: Figures
     """Without the answers in which a collapse began."""
@@ -61,6 +63,10 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     """From onset to onset, whether that is a cycle or not; without a clock that has fewer than two."""
     runs: list[tuple[Run, bool]]
     """Complete runs in their order; True: slow."""
+    first_healthy: Run | None
+    """From the recording's beginning to the first collapse; None where it began slow, or shows none."""
+    under_way: tuple[Run, bool] | None
+    """The run that the recording's end cut off; None where no phase began before."""
     longest_healthy: Run | None
     """The longest healthy stretch, complete or not: how long one may have to wait for a collapse."""
     whole: Run | None
@@ -69,8 +75,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
 
 def examine(observations: Sequence[Observation], steps: Sequence[Sequence[Step]] = ()) -> Side:
     """Judge the answers of one backend, in any order; ``steps`` as for ``summarise``."""
-    order = sorted(range(len(observations)), key=lambda index: observations[index].ended)
-    order = [index for index in order if not observations[index].ending.failed and not observations[index].canary]
+    order = judged(observations)
     answers = [observations[index] for index in order]
     its_steps = [steps[index] for index in order] if steps else []
     found = summarise(answers, WatchConfig(), its_steps)
@@ -80,7 +85,7 @@ def examine(observations: Sequence[Observation], steps: Sequence[Sequence[Step]]
     slow_answers = slow_answers or [answers[index] for index in sorted(onsets) if index < len(answers)]
     healthy_figures, slow_figures = figures(healthy_answers), figures(slow_answers)
     cells = cells_of(answers, slow, its_steps)
-    runs, healthy_stretches = _runs(cells)
+    runs, healthy_stretches, turns = _runs(cells)
     test = CycleTest()
     for run, degraded in runs:
         test.update(run, degraded=degraded)
@@ -90,15 +95,24 @@ def examine(observations: Sequence[Observation], steps: Sequence[Sequence[Step]]
         slow_requests=sum(slow),
         slow_share=Interval(share, *wilson_interval(share, len(slow))),
         onsets=len(onsets),
+        collapsed=slow,
         healthy=healthy_figures,
         slow=slow_figures,
         rate_ratio=rate_ratio(slow_answers, healthy_answers),
         cycle=test.verdict,
-        periods=_periods(runs),
+        periods={clock: period for clock in Clock if (period := period_of(gaps_of(runs), clock)) is not None},
         runs=runs,
+        first_healthy=_stretch(cells[: turns[0] + 1]) if turns and not cells[0].slow else None,
+        under_way=_under_way(cells, turns[-1]) if turns else None,
         longest_healthy=max(healthy_stretches, key=_length, default=None),
         whole=_stretch(cells),
     )
+
+
+def judged(observations: Sequence[Observation]) -> list[int]:
+    """Indices of the answers that ``examine`` judges, in the order of their ends."""
+    kept = [index for index, one in enumerate(observations) if not one.ending.failed and not one.canary]
+    return sorted(kept, key=lambda index: observations[index].ended)
 
 
 def figures(answers: Sequence[Observation]) -> Figures:
@@ -136,12 +150,13 @@ def _slow(episodes: list[dict[str, Any]], requests: int) -> tuple[list[bool], se
     return slow, onsets
 
 
-def _runs(cells: Sequence[Cell]) -> tuple[list[tuple[Run, bool]], list[Run]]:
-    """Complete runs, True where slow; and all healthy stretches, those at either end included."""
+def _runs(cells: Sequence[Cell]) -> tuple[list[tuple[Run, bool]], list[Run], list[int]]:
+    """Complete runs, True where slow; all healthy stretches, those at either end included; where the phase changed."""
     recorder = RunRecorder()
     runs: list[tuple[Run, bool]] = []
     healthy: list[Run | None] = []
-    begin, phase = 0, False
+    turns: list[int] = []
+    begin, phase = 0, bool(cells) and cells[0].slow
     for number, cell in enumerate(cells):
         recorder.add(number, cell.advance)
         if cell.slow != phase:
@@ -151,18 +166,25 @@ def _runs(cells: Sequence[Cell]) -> tuple[list[tuple[Run, bool]], list[Run]]:
             if run is not None:
                 runs.append((run, phase))
             begin, phase = number, cell.slow
+            turns.append(number)
     if not phase:
         healthy.append(_stretch(cells[begin:]))
-    return runs, [stretch for stretch in healthy if stretch is not None]
+    return runs, [stretch for stretch in healthy if stretch is not None], turns
 
 
-def _periods(runs: Sequence[tuple[Run, bool]]) -> dict[Clock, Period]:
-    gaps = [
+def _under_way(cells: Sequence[Cell], began: int) -> tuple[Run, bool] | None:
+    """What came after the first cell of the last phase."""
+    run = _stretch(cells[began + 1 :])
+    return None if run is None else (run, cells[-1].slow)
+
+
+def gaps_of(runs: Sequence[tuple[Run, bool]]) -> list[ClockReading]:
+    """From the onset of each collapse to that of the next, on every clock."""
+    return [
         before.actual.plus(after.actual)
         for (before, was_slow), (after, is_slow) in pairwise(runs)
         if was_slow and not is_slow
     ]
-    return {clock: period for clock in Clock if (period := period_of(gaps, clock)) is not None}
 
 
 def _stretch(cells: Sequence[Cell]) -> Run | None:

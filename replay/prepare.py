@@ -28,6 +28,8 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Recorded seconds per second."""
     concurrency: int | None = None
     """Of the closed schedule; None: as recorded."""
+    pauses: bool = False
+    """With the closed schedule: each client pauses before a request as long as the recorded one did."""
     cache: CacheMode = "keep"
     prompts: PromptMode = "auto"
     prompt_seed: int = 0
@@ -74,7 +76,9 @@ async def prepare(
             skipped[str(error)] += 1
     return Prepared(
         jobs=jobs,
-        sends=plan(exchanges, options.schedule, time_scale=options.time_scale, predecessors=turns),
+        sends=plan(
+            exchanges, options.schedule, time_scale=options.time_scale, predecessors=turns, pauses=options.pauses
+        ),
         skipped=skipped,
         concurrency=options.concurrency or recorded_concurrency(exchanges),
         synthetic=any(job.wanted_prompt_tokens is not None for job in jobs.values()),

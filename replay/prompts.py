@@ -79,7 +79,7 @@ class SyntheticPrompts:
         self._prompts = prompts
         self._seed = seed
         self._calibration = calibration
-        self._pieces = _pieces(prompts, predecessors)
+        self._pieces = _pieces(exchanges, prompts, predecessors)
         self._tokens = [_tokens(one, prompt) for one, prompt in zip(exchanges, prompts, strict=True)]
         ratios = [
             calibration.words(tokens, 1) / characters
@@ -157,25 +157,28 @@ def _chat_role(role: str) -> str:
     return "assistant" if role in _ASSISTANT_ROLES else "user"
 
 
-def _pieces(prompts: Sequence[Prompt], predecessors: Sequence[int | None]) -> list[list[Piece]]:
+def _pieces(
+    exchanges: Sequence[Exchange], prompts: Sequence[Prompt], predecessors: Sequence[int | None]
+) -> list[list[Piece]]:
     made: list[list[Piece]] = []
-    for index, prompt in enumerate(prompts):
+    for index, (exchange, prompt) in enumerate(zip(exchanges, prompts, strict=True)):
+        name = str(index) if exchange.prompt_key is None else exchange.prompt_key
         if prompt.block_hashes is not None:
-            made.append(_hashed_pieces(index, prompt))
+            made.append(_hashed_pieces(name, prompt))
         else:
             before = predecessors[index]
-            made.append(_counted_pieces(index, prompt, made[before] if before is not None else []))
+            made.append(_counted_pieces(name, prompt, made[before] if before is not None else []))
     return made
 
 
-def _hashed_pieces(index: int, prompt: Prompt) -> list[Piece]:
+def _hashed_pieces(name: str, prompt: Prompt) -> list[Piece]:
     """A piece for each block, and one for what is shorter than a block."""
     blocks = [Piece(value, BLOCK_CHARACTERS) for value in prompt.block_hashes or ()]
     rest = sum(part.characters for part in prompt.parts) - BLOCK_CHARACTERS * len(blocks)
-    return [*blocks, Piece(f"{index}/rest", max(1, rest))]
+    return [*blocks, Piece(f"{name}/rest", max(1, rest))]
 
 
-def _counted_pieces(index: int, prompt: Prompt, before: list[Piece]) -> list[Piece]:
+def _counted_pieces(name: str, prompt: Prompt, before: list[Piece]) -> list[Piece]:
     """A piece for each part: those of the turn before, then leading system parts by their lengths, then its own."""
     pieces = list(before[: len(prompt.parts)])
     leading = len(pieces) == 0
@@ -183,6 +186,6 @@ def _counted_pieces(index: int, prompt: Prompt, before: list[Piece]) -> list[Pie
         part = prompt.parts[number]
         leading = leading and part.role in _SYSTEM_ROLES
         above = pieces[-1].key if pieces and leading else ""
-        key = f"{above}/{part.role}:{part.characters}" if leading else f"{index}/{number}"
+        key = f"{above}/{part.role}:{part.characters}" if leading else f"{name}/{number}"
         pieces.append(Piece(key, part.characters))
-    return pieces or [Piece(f"{index}/0", 1)]
+    return pieces or [Piece(f"{name}/0", 1)]

@@ -39,6 +39,8 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     request: RequestRecord
     response: ResponseRecord | None = None
     """None: its end was not recorded."""
+    prompt_key: str | None = None
+    """Exchanges of one key get the same synthetic prompt; None: a prompt of its own."""
 
     @property
     def observation(self) -> Observation | None:

@@ -35,10 +35,11 @@ class ResumeError(ValueError):
     """The directory does not hold what could be resumed, or holds something that is in the way: one line."""
 
 
-def source_of(recorded: Recorded, options: ReplayOptions) -> dict[str, Any]:
+def source_of(recorded: Recorded, options: ReplayOptions, arm: str | None) -> dict[str, Any]:
     """What a run replays and how, as the fields of its first event; a resumed run must have the same."""
     header = recorded.header
     return {
+        **({} if arm is None else {"arm": arm}),
         "source_session": None if header is None else header.session_id,
         "source_requests": len(recorded.exchanges),
         "options": msgspec.to_builtins(options),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict, deque
 from collections.abc import Coroutine, Mapping, Sequence
@@ -64,6 +65,7 @@ class ReplayRun:
                 self._followers[send.after].append(send)
         self._tasks: set[asyncio.Task[None]] = set()
         self._connect_failures = 0
+        self._enough = asyncio.Event()
 
     async def run(self) -> None:
         """Send everything and wait for the answers; returns early after ``stop``, all records written."""
@@ -79,6 +81,10 @@ class ReplayRun:
                 if not task.cancelled():
                     task.result()
 
+    def finish(self) -> None:
+        """Send nothing more and wait for what is under way: the run was long enough."""
+        self._enough.set()
+
     def stop(self, why: Stopped) -> None:
         """Send nothing more and break off what is under way."""
         if self.stopped is None:
@@ -92,15 +98,27 @@ class ReplayRun:
     async def _work(self) -> None:
         """Send from the queue, one after the other."""
         while self._queue and self.stopped is None:
-            await self._send(self._queue.popleft().index, time.monotonic())
+            send = self._queue.popleft()
+            due = time.monotonic() + send.think_seconds
+            if await self._pause(due):
+                await self._send(send.index, due)
 
     async def _send_at(self, send: Send, due: float) -> None:
-        await asyncio.sleep(due - time.monotonic())
+        if not await self._pause(due):
+            return
         await self._send(send.index, due)
         if self.stopped is None:
             ended = time.monotonic()
             for follower in self._followers[send.index]:
                 self._start(self._send_at(follower, ended + follower.think_seconds))
+
+    async def _pause(self, due: float) -> bool:
+        """Wait until then; False if nothing more is to be sent."""
+        seconds = due - time.monotonic()
+        if seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._enough.wait(), seconds)
+        return not self._enough.is_set()
 
     async def _send(self, index: int, due: float) -> None:
         job = self._jobs.get(index)

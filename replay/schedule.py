@@ -21,33 +21,55 @@ class Send(msgspec.Struct, frozen=True, kw_only=True):
     after: int | None = None
     """Index of the request whose end it waits for."""
     think_seconds: float = 0.0
-    """Pause between that end and this request."""
+    """Pause before this request: after that end, or, in the closed schedule, after its client's last answer."""
 
 
 def plan(
-    exchanges: Sequence[Exchange], schedule: Schedule, *, time_scale: float, predecessors: Sequence[int | None] = ()
+    exchanges: Sequence[Exchange],
+    schedule: Schedule,
+    *,
+    time_scale: float,
+    predecessors: Sequence[int | None] = (),
+    pauses: bool = False,
 ) -> list[Send]:
     """The sends of a replay, in the order of arrival.
 
-    open: at the recorded times. closed: one after the other, the caller bounds how many run. dependent: first turns at
-    the recorded times, later turns after the end of the turn before and the recorded pause. Recorded times and pauses
-    are divided by ``time_scale``.
+    open: at the recorded times. closed: one after the other, the caller bounds how many run; with ``pauses`` each
+    after the recorded pause. dependent: first turns at the recorded times, later turns after the end of the turn before
+    and the recorded pause. Recorded times and pauses are divided by ``time_scale``.
     """
     if not exchanges:
         return []
     first = exchanges[0].request.at
+    recorded = client_pauses(exchanges) if pauses else [0.0] * len(exchanges)
     sends = []
     for index, exchange in enumerate(exchanges):
         after = predecessors[index] if schedule == "dependent" else None
         ended = None if after is None else exchanges[after].ended
         if schedule == "closed":
-            sends.append(Send(index=index))
+            sends.append(Send(index=index, think_seconds=recorded[index] / time_scale))
         elif after is not None and ended is not None:
             pause = max(0.0, exchange.request.at - ended) / time_scale
             sends.append(Send(index=index, after=after, think_seconds=pause))
         else:
             sends.append(Send(index=index, due=(exchange.request.at - first) / time_scale))
     return sends
+
+
+def client_pauses(exchanges: Sequence[Exchange]) -> list[float]:
+    """Seconds that the client of each request paused before it: since the latest end that had no successor yet.
+
+    As few clients as possible; the first request of each has no pause.
+    """
+    free: list[float] = []
+    pauses = []
+    for exchange in exchanges:
+        ended = [end for end in free if end <= exchange.request.at]
+        pauses.append(exchange.request.at - max(ended) if ended else 0.0)
+        if ended:
+            free.remove(max(ended))
+        free.append(exchange.request.at if exchange.ended is None else exchange.ended)
+    return pauses
 
 
 def remaining(sends: Sequence[Send], done: set[int]) -> list[Send]:

@@ -153,7 +153,7 @@ async def reset_cache(client: TargetClient, route: str, command: str | None) -> 
     Raises TargetRefuses where that fails.
     """
     if command is not None:
-        await _run(command)
+        await run_program("--reset-command", command)
         return
     try:
         status, answer = await client.fetch("POST", route)
@@ -164,21 +164,21 @@ async def reset_cache(client: TargetClient, route: str, command: str | None) -> 
         raise TargetRefuses(f"{client.url}{route}: HTTP {status}: the cache was not reset; {hint}")
 
 
-async def _run(command: str) -> None:
-    """Run a command without a shell. Raises TargetRefuses."""
+async def run_program(option: str, command: str) -> None:
+    """Run the command of an option without a shell and wait for its end. Raises TargetRefuses."""
     words = shlex.split(command)
     try:
         process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL)
     except (OSError, IndexError, TypeError) as error:
-        raise TargetRefuses(f"--reset-command: {command!r} cannot be run: {error}") from error
+        raise TargetRefuses(f"{option}: {command!r} cannot be run: {error}") from error
     try:
         status = await asyncio.wait_for(process.wait(), _COMMAND_TIMEOUT_SECONDS)
     except TimeoutError:
         process.kill()
         await process.wait()
-        raise TargetRefuses(f"--reset-command: not done after {_COMMAND_TIMEOUT_SECONDS:.0f} s") from None
+        raise TargetRefuses(f"{option}: not done after {_COMMAND_TIMEOUT_SECONDS:.0f} s") from None
     if status != 0:
-        raise TargetRefuses(f"--reset-command: exit status {status}")
+        raise TargetRefuses(f"{option}: exit status {status}")
 
 
 def _message(answer: bytes) -> str:

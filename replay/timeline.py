@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, pvariance
+from typing import Literal
 
 import msgspec
 
@@ -21,6 +22,10 @@ SEGMENT_STEPS = 32
 """Verify steps of a segment: few enough to place an onset, enough to tell the phases apart."""
 MAX_ROUNDS = 50
 """Of 2-means, which usually settles in a few."""
+CLEARER = 1.5
+"""Tokens per step are taken instead of tokens per second where they tell the phases apart so many times better."""
+LEAST_DEVIATION = 0.01
+"""Of logarithms: less is taken for this, so that what is all equal is not infinitely well told apart."""
 KNOWN_SHARE = 0.9
 """Segments are used where this share of the answers can be cut."""
 
@@ -43,6 +48,20 @@ class _Segment(msgspec.Struct, frozen=True, kw_only=True):
     kv_blocks: float | None
     rate: float
     """Tokens per second of this stream."""
+    tokens_per_step: float
+
+
+class _Rule(msgspec.Struct, frozen=True):
+    """What tells slow segments from healthy ones: a level on one scale, halfway between the two sides."""
+
+    scale: Literal["rate", "tokens_per_step"]
+    threshold: float
+    separation: float
+    """Distance of the two sides' means, in standard deviations of one side."""
+
+    def slow(self, segment: _Segment) -> bool:
+        level: float = getattr(segment, self.scale)
+        return level < self.threshold
 
 
 def cells_of(answers: Sequence[Observation], slow: Sequence[bool], steps: Sequence[Sequence[Step]]) -> list[Cell]:
@@ -51,30 +70,41 @@ def cells_of(answers: Sequence[Observation], slow: Sequence[bool], steps: Sequen
     slow: which answers are. steps: the events of each answer; none at all where they are not known.
     """
     segments = [_segments(answer, its_steps) for answer, its_steps in zip(answers, steps, strict=False)]
-    threshold = _threshold(segments, slow)
-    if threshold is None or sum(1 for its in segments if its) < KNOWN_SHARE * len(answers):
+    rule = _rule(segments, slow)
+    if rule is None or sum(1 for its in segments if its) < KNOWN_SHARE * len(answers):
         clocks = BackendClocks()
         advances = [clocks.update(answer) for answer in answers]
         return [Cell(advance, its) for advance, its in zip(advances, slow, strict=True) if advance is not None]
     by_time = sorted((segment for its in segments for segment in its), key=lambda segment: segment.ended)
     by_arrival = sorted(by_time, key=lambda segment: (segment.arrived, segment.ended))
-    ordered, phases = by_time, _phases(by_time, threshold)
+    ordered, phases = by_time, _phases(by_time, rule)
     # A collapse is of the engine: all that runs slows down at once. Where the phases change more seldom in the order of
     # arrival, each request has a phase of its own.
-    if _changes(_phases(by_arrival, threshold)) < _changes(phases):
-        ordered, phases = by_arrival, _phases(by_arrival, threshold)
+    if _changes(_phases(by_arrival, rule)) < _changes(phases):
+        ordered, phases = by_arrival, _phases(by_arrival, rule)
     return [Cell(advance, its) for advance, its in zip(_advances(ordered), phases, strict=True)]
 
 
-def _threshold(segments: Sequence[Sequence[_Segment]], slow: Sequence[bool]) -> float | None:
-    """Tokens per second between the healthy and the slow; None without one of them.
+def _rule(segments: Sequence[Sequence[_Segment]], slow: Sequence[bool]) -> _Rule | None:
+    """Tokens per second, in which every collapse shows, or tokens per step where seconds are too noisy.
 
-    From the events themselves: an engine's own rates need not agree with the times at which its events came. Halfway,
-    in logarithms, between the means of the two sides (2-means), begun where the answers' own phases put it.
+    None without one of the two sides. From the events themselves: an engine's own rates need not agree with the times
+    at which its events came.
     """
+    rate, per_step = _two_means(segments, slow, "rate"), _two_means(segments, slow, "tokens_per_step")
+    if rate is not None and per_step is not None and per_step.separation > CLEARER * rate.separation:
+        return per_step
+    return rate
+
+
+def _two_means(
+    segments: Sequence[Sequence[_Segment]], slow: Sequence[bool], scale: Literal["rate", "tokens_per_step"]
+) -> _Rule | None:
+    """Halfway, in logarithms, between the means of the two sides, begun where the answers' own phases put it."""
     sides: tuple[list[float], list[float]] = ([], [])
     for its, is_slow in zip(segments, slow, strict=False):
-        sides[is_slow].extend(math.log(segment.rate) for segment in its if segment.rate > 0)
+        levels = [getattr(segment, scale) for segment in its]
+        sides[is_slow].extend(math.log(level) for level in levels if level > 0)
     rates = [*sides[False], *sides[True]]
     for _ in range(MAX_ROUNDS):
         if not sides[False] or not sides[True]:
@@ -84,7 +114,11 @@ def _threshold(segments: Sequence[Sequence[_Segment]], slow: Sequence[bool]) -> 
         if len(moved[True]) == len(sides[True]):
             break
         sides = moved
-    return math.exp(middle)
+    if not sides[False] or not sides[True]:
+        return None
+    deviation = math.sqrt((pvariance(sides[False]) + pvariance(sides[True])) / 2)
+    distance = fmean(sides[False]) - fmean(sides[True])
+    return _Rule(scale, math.exp(middle), distance / max(deviation, LEAST_DEVIATION))
 
 
 def _segments(answer: Observation, steps: Sequence[Step]) -> list[_Segment]:
@@ -115,6 +149,7 @@ def _segments(answer: Observation, steps: Sequence[Step]) -> list[_Segment]:
                 steps=end - begin,
                 kv_blocks=_kv_blocks(answer, made, first),
                 rate=tokens / seconds,
+                tokens_per_step=tokens / (end - begin),
             )
         )
     return segments
@@ -127,9 +162,9 @@ def _kv_blocks(answer: Observation, tokens: float, first: bool) -> float | None:
     return max(0.0, prompt + tokens) / KV_BLOCK_TOKENS
 
 
-def _phases(segments: Sequence[_Segment], threshold: float) -> list[bool]:
+def _phases(segments: Sequence[_Segment], rule: _Rule) -> list[bool]:
     """True where slow. The phase changes with the first of two segments in a row that say so."""
-    slow = [segment.rate < threshold for segment in segments]
+    slow = [rule.slow(segment) for segment in segments]
     phases, phase = [], slow[0]
     for index, one in enumerate(slow):
         following = slow[index + 1] if index + 1 < len(slow) else not one

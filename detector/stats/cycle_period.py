@@ -63,20 +63,26 @@ def period_of(gaps: Sequence[ClockReading], clock: Clock) -> Period | None:
     An onset is only known to within the answer it fell into. Consecutive gaps share their onsets, so these roundings
     cancel in the sum but for the two ends: half an answer each, over n gaps. The rest is Student's t.
     """
-    lengths = [(length, gap.requests) for gap in gaps if (length := gap.on(clock)) is not None and length > 0]
-    if len(lengths) < 2:
-        return None
-    middle = median(length for length, _ in lengths)
-    usual = OUTLIER_DEVIATIONS * 1.4826 * median(abs(length - middle) for length, _ in lengths)
-    low, high = min(middle / OUTLIER_FACTOR, middle - usual), max(middle * OUTLIER_FACTOR, middle + usual)
-    kept = [one for one in lengths if low <= one[0] <= high]
+    kept = usual_gaps(gaps, clock)
     if len(kept) < 2:
         return None
-    count = len(kept)
-    estimate = sum(length for length, _ in kept) / count
-    variance = sum((length - estimate) ** 2 for length, _ in kept) / (count - 1)
-    answers = [length / requests for length, requests in kept if requests]
+    lengths = [length for gap in kept if (length := gap.on(clock)) is not None]
+    count = len(lengths)
+    estimate = sum(lengths) / count
+    variance = sum((length - estimate) ** 2 for length in lengths) / (count - 1)
+    answers = [length / gap.requests for gap, length in zip(kept, lengths, strict=True) if gap.requests]
     # An onset is only known to within the answer it fell into.
     rounding = 0.0 if clock is Clock.REQUESTS or not answers else sum(answers) / len(answers) / count
     spread = T_QUANTILES[min(count - 1, len(T_QUANTILES)) - 1] * math.sqrt(variance / count) + rounding
     return Period(estimate=estimate, low=max(0.0, estimate - spread), high=estimate + spread)
+
+
+def usual_gaps(gaps: Sequence[ClockReading], clock: Clock) -> list[ClockReading]:
+    """The gaps that this clock knows, without those that come from onsets that were missed or invented."""
+    lengths = [(length, gap) for gap in gaps if (length := gap.on(clock)) is not None and length > 0]
+    if not lengths:
+        return []
+    middle = median(length for length, _ in lengths)
+    usual = OUTLIER_DEVIATIONS * 1.4826 * median(abs(length - middle) for length, _ in lengths)
+    low, high = min(middle / OUTLIER_FACTOR, middle - usual), max(middle * OUTLIER_FACTOR, middle + usual)
+    return [gap for length, gap in lengths if low <= length <= high]

@@ -255,7 +255,8 @@ def memoryless_log_cells(low: Array, high: Array) -> Array:
     """
     middles = (low + high) / 2
     shape = 1.0 + np.arange(low.shape[-1])
-    scale = 1.0 + np.cumsum(middles, axis=-1) - middles
+    before = np.cumsum(middles[..., :-1], axis=-1)  # the last cell may be open, (low, inf)
+    scale = 1.0 + np.concatenate([np.zeros_like(low[..., :1]), before], axis=-1)
     cells = (scale / (scale + low)) ** shape - (scale / (scale + high)) ** shape
     return _safe_log(cells)
 

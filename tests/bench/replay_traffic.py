@@ -38,14 +38,15 @@ def record(
     recording began, which moves its beginning within the cycle.
     """
     rng = random.Random(f"{truth}/{clock}/{concurrency}/{seed}")
-    engine = Engine(_scenario(truth, clock, concurrency, rng), seed)
-    run = _Run(engine, rng, concurrency, requests + warm_up)
+    engine = Engine(scenario(truth, clock, concurrency, rng), seed)
+    run = Run(engine, rng, concurrency, requests + warm_up)
     run.serve()
     answers = sorted(run.answers, key=lambda one: one[0].ended)[warm_up:]
     return [answer for answer, _ in answers], [steps for _, steps in answers]
 
 
-def _scenario(truth: Truth, clock: Clock, concurrency: int, rng: random.Random) -> Scenario:
+def scenario(truth: Truth, clock: Clock, concurrency: int, rng: random.Random) -> Scenario:
+    """An engine that collapses as the truth says."""
     healthy = CyclePart(phase=Phase.HEALTHY, length=1.0, acceptance_length=HEALTHY_A)
     slow = CyclePart(phase=Phase.COLLAPSED, length=1.0, acceptance_length=COLLAPSED_A)
     parts = [healthy] if truth == "healthy" else [slow]
@@ -75,18 +76,20 @@ def _unit(clock: Clock, collapsed: bool) -> float:
     return units[clock]
 
 
-class _Run:
+class Run:
     """A few clients and one engine, in engine time."""
 
     def __init__(self, engine: Engine, rng: random.Random, concurrency: int, requests: int) -> None:
         self.answers: list[tuple[Observation, list[Step]]] = []
         self._engine, self._rng, self._left = engine, rng, requests
         self._now = 0.0
-        self._arrivals = [rng.expovariate(1 / IDLE_SECONDS) for _ in range(concurrency)]
-        heapq.heapify(self._arrivals)
+        self._arrivals: list[float] = []
+        for _ in range(concurrency):
+            self._pause()
         self._running: dict[int, tuple[EngineRequest, list[Step], int]] = {}
 
     def serve(self) -> None:
+        """Serve all requests; ``answers`` then holds them with their events, in the order of their ends."""
         while self._running or (self._left and self._arrivals):
             if not self._running:
                 self._now = max(self._now, self._arrivals[0])
@@ -102,9 +105,11 @@ class _Run:
 
     def _arrive(self, at: float) -> None:
         self._left -= 1
-        tokens = max(32, min(4000, round(self._rng.lognormvariate(math.log(MEAN_TOKENS) - 0.08, 0.4))))
         request = EngineRequest(
-            prompt=_PROMPT, max_tokens=tokens, speaker=Speaker(self._rng.randrange(2**31)), ignore_eos=True
+            prompt=_PROMPT,
+            max_tokens=self._answer_tokens(),
+            speaker=Speaker(self._rng.randrange(2**31)),
+            ignore_eos=True,
         )
         self._engine.add(request, at)
         self._running[request.index] = (request, [], 0)
@@ -113,17 +118,30 @@ class _Run:
 
     def _end(self, request: EngineRequest) -> None:
         _, steps, in_flight = self._running.pop(request.index)
-        self.answers.append((_observe(request, in_flight), steps))
-        heapq.heappush(self._arrivals, self._now + self._rng.expovariate(1 / IDLE_SECONDS))
+        depth = self._engine.scenario.num_speculative_tokens
+        self.answers.append((_observe(request, in_flight, depth), steps))
+        self._pause()
+
+    def _pause(self) -> None:
+        """A client pauses before its next request."""
+        self._arrive_at(self._now + self._rng.expovariate(1 / IDLE_SECONDS))
+
+    def _arrive_at(self, at: float) -> None:
+        heapq.heappush(self._arrivals, at)
+
+    def _answer_tokens(self) -> int:
+        """Length of the next answer."""
+        return max(32, min(4000, round(self._rng.lognormvariate(math.log(MEAN_TOKENS) - 0.08, 0.4))))
 
 
-def _observe(request: EngineRequest, in_flight: int) -> Observation:
+def _observe(request: EngineRequest, in_flight: int, depth: int) -> Observation:
     """What the meter makes of an answer whose engine tells its counts."""
     assert request.first_token_at is not None
     assert request.last_token_at is not None
     steps, accepted = len(request.accepted_per_step), sum(request.accepted_per_step)
+    decode_steps = steps if depth else len(request.tokens) - 1
     seconds = request.last_token_at - request.first_token_at
-    positions = tuple(sum(1 for a in request.accepted_per_step if a > i) / steps for i in range(8))
+    positions = tuple(sum(1 for a in request.accepted_per_step if a > i) / steps for i in range(depth))
     return Observation(
         request_id=f"r{request.index}",
         backend="primary",
@@ -137,15 +155,15 @@ def _observe(request: EngineRequest, in_flight: int) -> Observation:
         prompt_tokens=len(request.prompt),
         completion_tokens=len(request.tokens),
         finish_reason="length",
-        verify_steps=steps,
-        acceptance_length=1 + accepted / steps,
-        acceptance_source=Source.ENGINE,
-        acceptance_quality=Quality.EXACT,
+        verify_steps=steps if depth else None,
+        acceptance_length=1 + accepted / steps if depth else None,
+        acceptance_source=Source.ENGINE if depth else None,
+        acceptance_quality=Quality.EXACT if depth else None,
         position_acceptance=positions,
-        num_speculative_tokens=8,
-        step_seconds=seconds / steps,
+        num_speculative_tokens=depth,
+        step_seconds=seconds / decode_steps,
         decode_tokens_per_second=(len(request.tokens) - 1) / seconds,
         rate_source=Source.ENGINE,
-        content_events=steps + 1,
+        content_events=decode_steps + 1,
         in_flight=in_flight,
     )

@@ -13,8 +13,11 @@ from click.testing import CliRunner, Result
 
 from detector.observation import Observation, Step
 from detector.stats.clocks import Clock
+from detector.stats.run_law import learn_law
+from detector.stats.runs import Run
 from replay.cli import replay_group
 from replay.compare import CYCLIC, Outcome, compare
+from replay.evidence import residual
 from replay.phases import Side, examine, rate_ratio
 from replay.recorded import Exchange, exchange_of
 from replay.result_session import BEGUN, ENDED
@@ -124,6 +127,41 @@ def test_a_cycle_of_another_period_is_not_reproduced() -> None:
     found = compare(other, side("cycle"))
     assert found.verdict is Outcome.INCONCLUSIVE
     assert "its period is not A's on any clock" in found.reasons[1]
+
+
+def test_collapses_that_last_otherwise_are_not_a_reproduction() -> None:
+    a, b = side("cycle", seed=0), side("cycle")
+    long = [(Run([cell.times(9.0) for cell in run.cells], run.actual.times(9.0)), True) for run, slow in b.runs if slow]
+    found = compare(a, msgspec.structs.replace(b, runs=[*[run for run in b.runs if not run[1]], *long]))
+    assert found.verdict is Outcome.INCONCLUSIVE
+    assert "its collapses last otherwise than A's" in found.reasons[1]
+
+
+def test_runs_that_the_ends_of_a_recording_cut_off_are_kept_apart() -> None:
+    whole = side("cycle")
+    assert whole.first_healthy is not None
+    assert whole.under_way is not None
+    known = [whole.first_healthy, *(run for run, _ in whole.runs), whole.under_way[0]]
+    assert whole.whole is not None
+    total = sum(run.actual.tokens or 0.0 for run in known)
+    assert total == pytest.approx(whole.whole.actual.tokens)
+    assert [slow for _, slow in whole.runs] == [index % 2 == 0 for index in range(len(whole.runs))]
+
+
+def test_a_recording_that_begins_slow_has_no_first_healthy_run() -> None:
+    observations, steps = traffic("cycle")
+    slow = slow_answers(observations)
+    begin = slow.index(True) + 1
+    late = examine(observations[begin:], steps[begin:])
+    assert late.first_healthy is None
+    assert late.runs[0][1] is False
+
+
+def test_what_is_left_of_a_run_met_at_random_is_at_most_the_whole_run() -> None:
+    law = learn_law([(95.0, 105.0)] * 12)
+    shares = [residual(law, low, low + 25.0) for low in (0.0, 25.0, 50.0, 75.0)]
+    assert shares == pytest.approx([0.25] * 4, abs=0.08)
+    assert residual(law, 200.0, 210.0) < 0.02 < law.between(95.0, 105.0)
 
 
 def test_the_order_of_the_answers_does_not_matter() -> None:

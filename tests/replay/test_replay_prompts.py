@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import takewhile
 
+import msgspec
 import pytest
 from replay_samples import SYSTEM, exchange, user
 
@@ -114,3 +115,11 @@ def test_a_prompt_of_which_nothing_is_known_becomes_a_short_user_message() -> No
 def test_a_prompt_never_ends_up_without_a_user_message() -> None:
     made = synthetic([exchange(0, 0.0, messages=[SYSTEM])])
     assert [message["role"] for message in made.messages(0)] == ["user"]
+
+
+@MODES
+def test_exchanges_of_one_key_get_one_prompt(mode: ContentMode) -> None:
+    alike = [exchange(index, float(index), redactor=Redactor(mode), messages=[user("The same?")]) for index in range(3)]
+    keyed = [msgspec.structs.replace(one, prompt_key=key) for one, key in zip(alike, ("a", "b", "a"), strict=True)]
+    made = synthetic(keyed)
+    assert made.messages(0) == made.messages(2) != made.messages(1)

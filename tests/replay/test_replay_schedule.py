@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from replay_samples import exchange
 
-from replay.schedule import plan, recorded_concurrency, remaining
+from replay.schedule import client_pauses, plan, recorded_concurrency, remaining
 
 THREE = [exchange(0, 100.0, seconds=1.0), exchange(1, 100.5, seconds=4.0), exchange(2, 106.0, seconds=1.0)]
 
@@ -60,3 +60,14 @@ def test_every_request_is_sent_once_and_never_before_time(times: list[float], do
     left = remaining(plan(exchanges, "open", time_scale=1.0), done)
     assert [send.index for send in left] == [index for index in range(len(times)) if index not in done]
     assert all(send.due is not None and send.due >= 0 for send in left)
+
+
+def test_clients_pause_as_they_did() -> None:
+    """Two clients: the second request came while the first ran, the third 1.5 s after the later of the two ends."""
+    assert client_pauses(THREE) == [0.0, 0.0, 1.5]
+    sends = plan(THREE, "closed", time_scale=2.0, pauses=True)
+    assert [(send.due, send.think_seconds) for send in sends] == [(None, 0.0), (None, 0.0), (None, 0.75)]
+
+
+def test_a_client_whose_answer_has_no_end_is_free_at_once() -> None:
+    assert client_pauses([exchange(0, 0.0, seconds=None), exchange(1, 3.0)]) == [0.0, 3.0]
