@@ -78,9 +78,8 @@ Written by `make bench-fleet` ({run.date_utc} UTC, {run.wall_seconds:.0f} s): do
 {ENGINES} emulated engines (K = 8, {HEALTHY_A / STEP_SECONDS:.0f} tok/s healthy, 61 collapsed), each with a cycle of its
 own: 5 to 9 healthy answers, then 3 to 5 collapsed ones, begun at another place; six count requests, two tokens, one
 steps, one seconds. {ENGINES} agents ask for answers of {ANSWER_TOKENS} tokens, one after the other,
-{run.answers_per_agent} each. The balancer is deploy/haproxy/haproxy.cfg; no engine has a fallback but other engines.
-Seeds (each another fleet):
-{", ".join(map(str, seeds))}; figures are means over them.
+{run.answers_per_agent} each. The balancer is deploy/haproxy/haproxy.cfg; no engine has a fallback but the others behind
+the balancer. Seeds, each another fleet: {", ".join(map(str, seeds))}; figures are means over them.
 
 | | fleet tok/s | of no collapse | slow answers | longest wait, s | lost | canary tokens | untouched, tok/s | load |
 |---|---|---|---|---|---|---|---|---|
@@ -127,5 +126,6 @@ agents, one process, took at most {harness:.2f} of a core, the busiest proxy {pr
         physics = HEALTHY_A / STEP_SECONDS
         text += f""" Untouched answers were decoded at {100 * min(untouched) / physics:.1f} % or more of the
 {physics:.1f} tok/s that the emulator's physics give a stream alone; each further stream on an engine costs 0.1 ms a
-step, and the rest is the machine."""
+step, and the rest is the machine. A collapsed answer takes {ANSWER_TOKENS * STEP_SECONDS:.0f} s: where the longest wait
+is much longer, the machine was too busy for the proxies or the agents, and the row understates what they can do."""
     return text

@@ -52,8 +52,6 @@ class Arm(msgspec.Struct, frozen=True):
     balance: str
     specbreaker: bool = False
     canaries: bool = True
-    neighbour: bool = False
-    """The next engine is each one's fallback: new requests go there, and running answers move when theirs collapses."""
     collapses: bool = True
 
 
@@ -63,7 +61,6 @@ ARMS = (
     Arm("HAProxy, leastconn", "leastconn"),
     Arm("HAProxy and ten specbreakers", "roundrobin", specbreaker=True),
     Arm("the same without canaries_without_traffic", "roundrobin", specbreaker=True, canaries=False),
-    Arm("the same, act, the next engine as fallback", "roundrobin", specbreaker=True, neighbour=True),
 )
 
 
@@ -104,7 +101,7 @@ async def fleet(arm: Arm, scale: float, seed: int, folder: Path) -> AsyncIterato
         pids: list[int] = []
         lines = [f"server e{index} 127.0.0.1:{port} check" for index, port in enumerate(ports)]
         if arm.specbreaker:
-            starting = [_specbreaker(stack, index, ports, arm, scale, folder) for index in range(ENGINES)]
+            starting = [_specbreaker(stack, index, one, arm, scale, folder) for index, one in enumerate(ports)]
             proxies = await asyncio.gather(*starting)
             pids = [pid for pid, _ in proxies]
             lines = [line for _, line in proxies]
@@ -116,7 +113,7 @@ async def fleet(arm: Arm, scale: float, seed: int, folder: Path) -> AsyncIterato
 
 
 async def _specbreaker(
-    stack: contextlib.AsyncExitStack, index: int, engines: list[int], arm: Arm, scale: float, folder: Path
+    stack: contextlib.AsyncExitStack, index: int, engine: int, arm: Arm, scale: float, folder: Path
 ) -> tuple[int, str]:
     """Start one in front of an engine: its PID, and its line in HAProxy's configuration. Raises Missing."""
     for attempt in range(ATTEMPTS):
@@ -128,12 +125,7 @@ async def _specbreaker(
             "agent": f"127.0.0.1:{agent}",
         }
         settings["policy"]["canaries_without_traffic"] = arm.canaries
-        backends = {f"e{index}": engines[index]}
-        if arm.neighbour:
-            settings["policy"]["mode"] = "act"
-            settings["continuation"] = {"on_collapse": True}
-            backends["next"] = engines[(index + 1) % ENGINES]
-        command = serve(folder / f"e{index}.toml", backends, settings)
+        command = serve(folder / f"e{index}.toml", {f"e{index}": engine}, settings)
         process = await stack.enter_async_context(launched(command, PATHS, folder / f"e{index}.log"))
         try:
             await ready(f"specbreaker {index}", process, running)

@@ -148,7 +148,7 @@ activation).
 |---|---|---|---|
 {rows}
 
-The longest times include the start of the new process, which takes its share of the {os.cpu_count()} cores.
+What the longest times are due to was not looked into: engine, agents, prober and both processes share the machine.
 """
 
 
