@@ -21,6 +21,7 @@ from proxy.version import VERSION
 from replay.cli import replay_group
 from replay.detect import detect_command
 from replay.emulator.cli import emulate_command
+from replay.help_options import HELP_OPTIONS
 from replay.report.command import report_command
 from replay.tune_command import tune_command
 
@@ -38,7 +39,7 @@ class _Group(click.Group):
             ctx.exit(2)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Group, context_settings=HELP_OPTIONS)
 @click.version_option(VERSION, prog_name="specbreaker")
 def main() -> None:
     """A circuit breaker for speculative decoding: an OpenAI-compatible proxy in front of vLLM."""

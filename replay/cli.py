@@ -6,11 +6,12 @@ import click
 
 from replay.compare_command import compare_command
 from replay.convert_command import convert_command
+from replay.help_options import HELP_OPTIONS
 from replay.run_command import run_command
 from replay.triage_command import triage_command
 
 
-@click.group("replay")
+@click.group("replay", context_settings=HELP_OPTIONS)
 def replay_group() -> None:
     """Replay a recorded session, compare two, tell what drives a cycle, convert others' recordings."""
 

@@ -10,13 +10,14 @@ import msgspec
 
 from detector.summary import summarise
 from detector.watch import WatchConfig
+from replay.help_options import HELP_OPTIONS
 from replay.readers import ReadError, read_observations
 
 _COLUMNS = ("onset", "detected", "end", "cause", "A", "step ms", "tokens lost")
 """Requests count from 0; ``5+12`` is verify step 12 of request 5."""
 
 
-@click.command("detect")
+@click.command("detect", context_settings=HELP_OPTIONS)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.option("--series", help="Which series of a CSV, or which backend of a session, where there are several.")

@@ -14,6 +14,7 @@ import msgspec
 from detector.advice import Advice, Level, advise
 from detector.levels import MAX_DEPTH, Answer, MeasuredLevel
 from detector.nspec import Estimate
+from replay.help_options import HELP_OPTIONS
 from replay.readers import ReadError
 from replay.target import TargetRefuses, TargetUnreachable
 from replay.tune import Scalar, measure, merged, read_healthy
@@ -47,7 +48,7 @@ def _assignments(_context: click.Context, parameter: click.Parameter, values: tu
     return found
 
 
-@click.command("tune")
+@click.command("tune", context_settings=HELP_OPTIONS)
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--k", "depths", multiple=True, callback=_assignments, metavar="FILE=K", help="K of a file, or of URL=K.")
 @click.option("--ladder", callback=_depths, metavar="K,K,...", help="Values that may be set [default: 0 to 15].")

@@ -8,6 +8,8 @@ import sys
 
 import click
 
+from replay.help_options import HELP_OPTIONS
+
 from .emulator import Emulator
 from .profile import SUPPORTED_VERSIONS
 from .scenario import ScenarioError, builtin_scenarios
@@ -21,7 +23,7 @@ def _parse_address(_context: click.Context, _parameter: click.Parameter, value: 
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-@click.command(name="emulate")
+@click.command(name="emulate", context_settings=HELP_OPTIONS)
 @click.option(
     "--scenario", default="published", show_default=True, help=f"A TOML file, or: {', '.join(builtin_scenarios())}."
 )

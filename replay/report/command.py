@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from replay.help_options import HELP_OPTIONS
 from replay.readers import ReadError
 from replay.report.findings import find
 from replay.report.page import page
 
 
-@click.command("report")
+@click.command("report", context_settings=HELP_OPTIONS)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT.html", help="Is replaced.")
 @click.option("--series", help="Which series of a CSV, or which backend of a session, where there are several.")
