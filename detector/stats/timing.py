@@ -43,6 +43,11 @@ TRUSTED_ANSWERS = 40
 """The first answers make the reference as they are; later ones count by how likely they are not of a slow backend."""
 SLOW_SHARE = 0.5
 """Odds of a slow backend among answers that raised no alarm."""
+DRAG_SHARE, MAX_DRAG = 0.5, 0.3
+"""Share of collapsed drafters whose steps are slower as well, and by how many nats at most: the published ones' were by
+0.13, those of captures on an H200 by nothing."""
+DRAG_FREAK = 0.02
+"""Share of healthy answers that are as slow as that for a reason of their own; bounds what the step time can add."""
 STALL_SHARE, STALL_ANSWERS = 0.005, 200.0
 """Share of healthy answers with a stall, before any is learned, and the answers that this counts for."""
 STALL_SHAPE, STALL_SECONDS = 3.0, 4.0
@@ -137,6 +142,15 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         """Log likelihood ratio of a slow backend against a healthy one."""
         slower, _, spread = self._compare(timed)
         return self._ratio(timed, slower, spread, alternative)
+
+    def drag_ratio(self, timed: Timed) -> float:
+        """Likelihood ratio of an answer of a collapsed drafter against a healthy one, by its step time."""
+        slower, _, spread = self._compare(timed)
+        share = self._stall_share(timed)
+        body = (1 - share) * t4_density(slower / spread) / spread
+        healthy = body + share * self._stall_density(timed, slower)
+        drag = (t4_cumulative(slower / spread) - t4_cumulative((slower - MAX_DRAG) / spread)) / MAX_DRAG
+        return 1 - DRAG_SHARE + DRAG_SHARE * drag / (healthy + DRAG_FREAK * drag + 1e-300)
 
     def _compare(self, timed: Timed) -> tuple[float, float, float]:
         """How much slower than expected, in nats; the variance of its noise; its predictive spread."""
