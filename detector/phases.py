@@ -7,23 +7,21 @@ the episode; one more makes the backend healthy.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from detector.diagnosis import cause_of_collapse, cause_of_slow_answer, diagnose_answer
 from detector.episodes import Account, Boundary
+from detector.figures import Reference, evidence_of, reference_of
 from detector.observation import EngineSample, Observation, Step
 from detector.phases_state import PhasesState
-from detector.stats.baseline import WINDOW
 from detector.stats.cause import Diagnosis
-from detector.stats.collapse import EDetector, Evidence, is_late, is_low, weigh, weigh_recovery
+from detector.stats.collapse import Evidence, is_late, is_low, weigh, weigh_recovery
 from detector.stats.sample import Sample, sample_of
 from detector.stats.stream import StreamModel, stream_model
 from detector.verdict import Cause, Episode, Phase, Verdict
 
-MAX_BOUNDARIES = 64
-"""Boundaries kept for a caller that never takes them; the oldest go first."""
 QUARANTINE = 2
 """An answer is learned when so many more came without an alarm: the first of a collapse is often not yet suspicious."""
 MAX_HELD = 8
@@ -34,14 +32,6 @@ CLEAR_NATS = 1.0
 """An answer speaks clearly against the backend from here on."""
 RECOVERY_NATS = 2.0
 """An episode is over at this much evidence for health: one answer of 64 tokens of usual content gives more."""
-
-
-class Reference(msgspec.Struct, frozen=True, kw_only=True):
-    """Medians of the healthy state; None while unknown."""
-
-    acceptance_length: float | None = None
-    step_seconds: float | None = None
-    decode_tokens_per_second: float | None = None
 
 
 class Answer(NamedTuple):
@@ -91,12 +81,7 @@ class Phases:
     @property
     def reference(self) -> Reference:
         """Medians of the healthy state, times and rates at the load that is most usual."""
-        baseline, usual = self._state.baseline, self._state.baseline.medians
-        return Reference(
-            acceptance_length=usual.acceptance_length,
-            step_seconds=baseline.expected_step_seconds(usual.in_flight, usual.context_tokens),
-            decode_tokens_per_second=baseline.expected_rate(usual.in_flight, usual.context_tokens),
-        )
+        return reference_of(self._state.baseline)
 
     @property
     def last_evidence_nats(self) -> float:
@@ -178,7 +163,7 @@ class Phases:
         old = self._state
         if old.verdict.degraded:
             old.log.close(old.requests)
-            self._note("closed", old.answers)
+            self._state.note("closed", old.answers)
         old.step_rule.restart()
         self._state = PhasesState(
             generation=generation,
@@ -202,13 +187,13 @@ class Phases:
         self._suspect(answer, nats)
         ended = answer.observation.ended
         if evidence is not None and phase is Phase.RECOVERING and nats >= CLEAR_NATS:
-            self._resume(answer.number)
+            self._state.resume_episode(answer.number)
             self._degrade(Phase.COLLAPSED, answer, state.log.episodes[-1].cause)
         elif evidence is not None and suspicion >= self._alarm_nats:
             row = state.suspects or _row_from(answer)
             cause = self._blame(answer, evidence.cause, others_degraded=True if row.answers > 1 else None)
             state.log.open(row, answer.request, None, cause)
-            self._note("opened", row.onset_answer)
+            self._state.note("opened", row.onset_answer)
             self._degrade(Phase.COLLAPSED if row.answers > 1 else Phase.TRANSITION, answer, cause)
         elif phase is Phase.RECOVERING and evidence is not None and evidence.ratio_nats > -CLEAR_NATS:
             self._set(phase, None, False, ended, sample)
@@ -235,8 +220,8 @@ class Phases:
             state.recovery_nats = max(0.0, state.recovery_nats - factor.ratio_nats)
         if state.recovery_nats >= RECOVERY_NATS:
             state.log.close(answer.request)
-            self._note("closed", answer.number)
-            self._end_suspicion(ended)
+            self._state.note("closed", answer.number)
+            self._state.end_suspicion(ended)
             self._set(Phase.RECOVERING, None, False, ended, sample)
             return
         state.log.grow(sample, self._healthy_rate(sample))
@@ -244,7 +229,7 @@ class Phases:
         if factor is not None and factor.nats >= CLEAR_NATS:
             cause = self._confirmed_cause(answer, cause, factor.cause)
             phase = Phase.COLLAPSED
-        self._count_degraded(sample)
+        self._state.count_degraded(sample)
         self._set(phase, cause, True, ended, sample)
         if state.degraded_answers >= self._rebase_after_requests:
             self._rebase(answer)
@@ -287,16 +272,16 @@ class Phases:
         if state.verdict.degraded:
             return state.verdict
         if state.verdict.phase is Phase.RECOVERING:
-            self._resume(state.answers)
+            self._state.resume_episode(state.answers)
             phase = Phase.COLLAPSED
         else:
             onset = state.step_onset_request
             row = Account(onset_request=onset, onset_step=rule.onset_step)
             state.log.open(row, state.requests, step_number, Cause.ACCEPTANCE_COLLAPSE)
-            self._note("opened", state.step_onset_answer)
+            self._state.note("opened", state.step_onset_answer)
             state.detected_in, state.onset_in, state.diagnosis = request_id, rule.onset_stream, None
             phase = Phase.TRANSITION
-        self._begin_episode(at)
+        self._state.begin_episode(at)
         self._set(phase, state.log.episodes[-1].cause or Cause.ACCEPTANCE_COLLAPSE, True, at, None)
         return state.verdict
 
@@ -325,35 +310,9 @@ class Phases:
         state.suspects.add(sample, self._healthy_rate(sample))
 
     def _degrade(self, phase: Phase, answer: Answer, cause: Cause) -> None:
-        self._begin_episode(answer.observation.ended)
-        self._count_degraded(answer.sample)
+        self._state.begin_episode(answer.observation.ended)
+        self._state.count_degraded(answer.sample)
         self._set(phase, cause, True, answer.observation.ended, answer.sample)
-
-    def _begin_episode(self, at: float) -> None:
-        state = self._state
-        state.detected_at, state.recovery_nats = at, 0.0
-        state.degraded_answers, state.recent = 0, []
-        state.suspects, state.held = None, []
-
-    def _end_suspicion(self, at: float) -> None:
-        state = self._state
-        state.detector = EDetector(acceptance_share=state.log.acceptance_share())
-        state.step_rule.recovered()
-        state.suspects, state.held, state.diagnosis = None, [], None
-        state.degraded_answers, state.recent, state.recovered_at = 0, [], at
-
-    def _resume(self, number: int) -> None:
-        self._state.log.resume()
-        self._note("resumed", number)
-
-    def _note(self, kind: Literal["opened", "closed", "resumed", "rebased"], number: int) -> None:
-        self._state.boundaries = [*self._state.boundaries, Boundary(kind, number)][-MAX_BOUNDARIES:]
-
-    def _count_degraded(self, sample: Sample) -> None:
-        state = self._state
-        state.degraded_answers += 1
-        state.recent.append(sample)
-        del state.recent[:-WINDOW]
 
     def _rebase(self, answer: Answer) -> None:
         """What was called degraded for so long is the new normal."""
@@ -363,8 +322,8 @@ class Phases:
         state.baseline.early, state.baseline.settled = [], True
         state.rebases += 1
         state.log.close(answer.request)
-        self._note("rebased", answer.number)
-        self._end_suspicion(answer.observation.ended)
+        self._state.note("rebased", answer.number)
+        self._state.end_suspicion(answer.observation.ended)
         self._set(Phase.HEALTHY, None, False, answer.observation.ended, answer.sample)
         evidence = {**state.verdict.evidence, "rebased_after_requests": float(answers)}
         state.verdict = msgspec.structs.replace(state.verdict, evidence=evidence)
@@ -386,30 +345,8 @@ class Phases:
             since=before.since if phase is before.phase else at,
             why=diagnosis.why if diagnosis is not None else "",
             remedies=tuple(remedy.value for remedy in diagnosis.remedies) if diagnosis is not None else (),
-            evidence=self._evidence(sample),
+            evidence=evidence_of(self._state, self._alarm_nats, sample),
         )
-
-    def _evidence(self, sample: Sample | None) -> dict[str, float]:
-        """The numbers behind the verdict; those that are unknown are left out."""
-        state, reference = self._state, self.reference
-        numbers: dict[str, float | None] = {
-            "evidence_nats": state.detector.nats,
-            "answer_evidence_nats": state.evidence_nats,
-            "alarm_nats": self._alarm_nats,
-            "step_evidence_nats": state.step_rule.nats or None,
-            "reference_acceptance_length": reference.acceptance_length,
-            "reference_step_seconds": reference.step_seconds,
-            "reference_decode_tokens_per_second": reference.decode_tokens_per_second,
-        }
-        if sample is not None:
-            numbers |= {
-                "acceptance_length": sample.acceptance_length,
-                "conditional_acceptance": sample.conditional_acceptance,
-                "step_seconds": sample.step_seconds,
-                "decode_tokens_per_second": sample.decode_tokens_per_second,
-                "in_flight": float(sample.in_flight),
-            }
-        return {name: number for name, number in numbers.items() if number is not None}
 
 
 def _row_from(answer: Answer) -> Account:

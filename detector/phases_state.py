@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import msgspec
 
 from detector.episodes import Account, Boundary, EpisodeLog
-from detector.stats.baseline import Baseline
+from detector.stats.baseline import WINDOW, Baseline
 from detector.stats.cause import Diagnosis
 from detector.stats.collapse import EDetector
 from detector.stats.sample import Sample
 from detector.stats.stream import StreamRule
 from detector.verdict import Verdict
+
+BoundaryKind = Literal["opened", "closed", "resumed", "rebased"]
+MAX_BOUNDARIES = 64
+"""Boundaries kept for a caller that never takes them; the oldest go first."""
 
 
 class PhasesState(msgspec.Struct, kw_only=True):
@@ -56,3 +61,31 @@ class PhasesState(msgspec.Struct, kw_only=True):
     """Stream in which the open episode was detected; its request index is known when it ends."""
     onset_in: str | None = None
     num_speculative_tokens: int | None = None
+
+    def note(self, kind: BoundaryKind, number: int) -> None:
+        """A beginning or an end of an episode, at this answer."""
+        self.boundaries = [*self.boundaries, Boundary(kind, number)][-MAX_BOUNDARIES:]
+
+    def begin_episode(self, at: float) -> None:
+        """An episode was detected."""
+        self.detected_at, self.recovery_nats = at, 0.0
+        self.degraded_answers, self.recent = 0, []
+        self.suspects, self.held = None, []
+
+    def resume_episode(self, number: int) -> None:
+        """The last episode was not over, as this answer shows."""
+        self.log.resume()
+        self.note("resumed", number)
+
+    def count_degraded(self, sample: Sample) -> None:
+        """One more answer of an episode; the last of them may become the reference."""
+        self.degraded_answers += 1
+        self.recent.append(sample)
+        del self.recent[:-WINDOW]
+
+    def end_suspicion(self, at: float) -> None:
+        """The backend counts as healthy from here on."""
+        self.detector = EDetector(acceptance_share=self.log.acceptance_share())
+        self.step_rule.recovered()
+        self.suspects, self.held, self.diagnosis = None, [], None
+        self.degraded_answers, self.recent, self.recovered_at = 0, [], at

@@ -10,9 +10,10 @@ import math
 
 import msgspec
 
+from detector.figures import Reference
 from detector.observation import EngineSample, Observation, Step
 from detector.outlook import Outlook, OutlookState
-from detector.phases import Phases, Reference
+from detector.phases import Phases
 from detector.phases_state import PhasesState
 from detector.stats.cycle import CycleConfig, CycleVerdict
 from detector.verdict import Episode, LongForecast, Verdict

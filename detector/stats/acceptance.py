@@ -38,7 +38,7 @@ LOWEST_CONTENT_SHARE = 0.75
 """A drafter whose mean is low has its lowest content at this share of it."""
 UNSEEN = 0.1
 """Share of answers that may be of content never seen here, however long the watch has learned."""
-RARE_CONTENT = 0.5
+RARE_CONTENT = 0.7
 """Content with at least this share of what was learned may make up all of the traffic for a while."""
 FREAK = 1 / 4000
 """Share of healthy answers that look like a dead drafter's for a reason of their own."""
@@ -160,13 +160,15 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         weights = (1 - rate) * (np.frombuffer(self.collapsed) if self.collapsed else model.collapsed) + rate * posterior
         self.collapsed = (weights / weights.sum()).tobytes()
 
-    def nats(self, acceptance: Acceptance) -> tuple[float, float]:
+    def nats(self, acceptance: Acceptance, other_ratio: float = 1.0) -> tuple[float, float]:
         """Log likelihood ratios of collapsed against healthy: for the least favourable traffic, and for all traffic.
 
+        other_ratio: likelihood ratio of what else the answer says of a collapse of acceptance, such as its step time.
         The first is evidence for a collapse: its exponential has a mean of at most 1 over answers of any one content
         with a share of at least ``RARE_CONTENT``. The negative of the second is evidence for health.
         """
         healthy, collapsed = self._model().likelihoods(_kernel(acceptance))
+        collapsed *= other_ratio
         worst = healthy / RARE_CONTENT + FREAK * collapsed
         return _log_ratio(collapsed, worst), _log_ratio(collapsed, healthy + FREAK * collapsed)
 

@@ -95,6 +95,9 @@ class Baseline(msgspec.Struct, kw_only=True):
         acceptance = acceptance_of(sample)
         if acceptance is not None and not sample.upper_bound:
             self.law_of(acceptance).learn_collapsed(acceptance)
+        step = step_time_of(sample)
+        if step is not None and self.step_seconds.answers >= MIN_ANSWERS:
+            self.step_seconds.learn_drag(step)
 
     def rebuild(self, samples: list[Sample]) -> None:
         """Forget the reference and learn it from these answers."""

@@ -144,11 +144,19 @@ def _acceptance_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
     law = baseline.law_of(acceptance)
     if law.answers < MIN_ANSWERS or (baseline.medians.conditional_acceptance or 0.0) < MIN_ACCEPTANCE:
         return None
-    worst, ratio = law.nats(acceptance)
+    worst, ratio = law.nats(acceptance, _drag_ratio(sample, baseline))
     if sample.upper_bound and ratio < 0:
         return None
     cause = Cause.SPECULATION_OFF if _speculation_is_off(sample, baseline) else Cause.ACCEPTANCE_COLLAPSE
     return Factor(max(MIN_EVIDENCE, worst), max(MIN_EVIDENCE, ratio), cause)
+
+
+def _drag_ratio(sample: Sample, baseline: Baseline) -> float:
+    """What the step time adds to the evidence of acceptance: a collapse may slow the steps a little, too."""
+    timed = step_time_of(sample)
+    if timed is None or baseline.step_seconds.answers < MIN_ANSWERS:
+        return 1.0
+    return baseline.step_seconds.drag_ratio(timed)
 
 
 def _speculation_is_off(sample: Sample, baseline: Baseline) -> bool:

@@ -80,7 +80,7 @@ def sample_of(observation: Observation) -> Sample | None:
         num_speculative_tokens=observation.num_speculative_tokens,
         drafts_counted=observation.acceptance_source in (Source.ENGINE, Source.COUNTERS),
         verify_steps=steps,
-        step_seconds=None if step_seconds is None or moving is None else step_seconds * moving,
+        step_seconds=None if step_seconds is None or moving is None else step_seconds * moving * _others(steps, gap),
         decode_tokens_per_second=None if rate is None or moving is None else rate / moving,
         tokens=tokens,
         decode_seconds=decode_seconds,
@@ -126,6 +126,11 @@ def _moving_share(decode_seconds: float | None, longest_gap_seconds: float | Non
         return 1.0
     share = 1 - longest_gap_seconds / decode_seconds
     return share if share >= 1 - MAX_GAP_SHARE else None
+
+
+def _others(steps: float | None, gap: float | None) -> float:
+    """The longest gap held a step as well: without this, fewer steps would look faster."""
+    return 1.0 if gap is None or steps is None or steps < 2 else steps / (steps - 1)
 
 
 def _positive(number: float | None) -> float | None:

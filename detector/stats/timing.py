@@ -43,6 +43,13 @@ TRUSTED_ANSWERS = 40
 """The first answers make the reference as they are; later ones count by how likely they are not of a slow backend."""
 SLOW_SHARE = 0.5
 """Odds of a slow backend among answers that raised no alarm."""
+DRAG_SHARE, DRAG_ANSWERS, MAX_DRAG = 0.5, 4.0, 0.3
+"""Share of collapsed answers whose steps are slower as well, before any is seen, the answers that this counts for, and
+by how many nats at most: the published ones' were by 0.13, those of captures on an H200 by nothing."""
+DRAG_MEMORY = 0.97
+"""Weight that it keeps at each answer of a collapse."""
+DRAG_FREAK = 0.02
+"""Share of healthy answers that are as slow as that for a reason of their own; bounds what the step time can add."""
 STALL_SHARE, STALL_ANSWERS = 0.005, 200.0
 """Share of healthy answers with a stall, before any is learned, and the answers that this counts for."""
 STALL_SHAPE, STALL_SECONDS = 3.0, 4.0
@@ -106,6 +113,11 @@ class TimeLaw(msgspec.Struct, kw_only=True):
     """Requests in flight, summed over answers: each may have interrupted the answer, with a prefill for one."""
     stall_shape: float = STALL_SHAPE
     stall_seconds: float = STALL_SECONDS
+    drags: float = DRAG_SHARE * DRAG_ANSWERS
+    drag_chances: float = DRAG_ANSWERS
+    """Answers of collapses of acceptance, and those of them with slower steps; with forgetting."""
+    drag_nats: float = MAX_DRAG / 2
+    """Mean of by how much these were slower: after many of them, half of the weight is on collapses like those."""
 
     def predict(self, in_flight: int, context_tokens: float = 0.0) -> float:
         """Log seconds expected at this load and context."""
@@ -137,6 +149,29 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         """Log likelihood ratio of a slow backend against a healthy one."""
         slower, _, spread = self._compare(timed)
         return self._ratio(timed, slower, spread, alternative)
+
+    def drag_ratio(self, timed: Timed) -> float:
+        """Likelihood ratio of an answer of a collapsed drafter against a healthy one, by its step time."""
+        share = self.drags / self.drag_chances
+        return 1 - share + share * self._drag_against_none(timed)
+
+    def learn_drag(self, timed: Timed) -> None:
+        """Take one answer of a collapse of acceptance in."""
+        dragged = self.drags / self.drag_chances * self._drag_against_none(timed) / self.drag_ratio(timed)
+        slower = min(MAX_DRAG, max(0.0, self._compare(timed)[0]))
+        self.drags = DRAG_MEMORY * self.drags + dragged
+        self.drag_nats += dragged / self.drags * (slower - self.drag_nats)
+        self.drag_chances = DRAG_MEMORY * self.drag_chances + 1
+
+    def _drag_against_none(self, timed: Timed) -> float:
+        slower, _, spread = self._compare(timed)
+        share = self._stall_share(timed)
+        body = (1 - share) * t4_density(slower / spread) / spread
+        healthy = body + share * self._stall_density(timed, slower)
+        drag = (t4_cumulative(slower / spread) - t4_cumulative((slower - MAX_DRAG) / spread)) / MAX_DRAG
+        seen = (1 - DRAG_ANSWERS / self.drag_chances) / 2
+        drag = (1 - seen) * drag + seen * t4_density((slower - self.drag_nats) / spread) / spread
+        return drag / (healthy + DRAG_FREAK * drag + 1e-300)
 
     def _compare(self, timed: Timed) -> tuple[float, float, float]:
         """How much slower than expected, in nats; the variance of its noise; its predictive spread."""

@@ -6,7 +6,8 @@ import pytest
 from watch_traffic import CHAT, DEAD, Clock
 
 from detector.observation import Ending
-from detector.phases import MAX_BOUNDARIES, Phases
+from detector.phases import Phases
+from detector.phases_state import MAX_BOUNDARIES
 
 
 @pytest.fixture

@@ -151,6 +151,7 @@ def page(result: Result) -> str:
 
 Written by `make bench-detect` ({result.date_utc} UTC, {result.wall_seconds:.0f} s, tree {result.commit}): do not edit.
 What is simulated, how it is scored, and the traps: [tests/bench/detect/README.md](../../tests/bench/detect/README.md).
+What a detector would reach that knows the true laws: [detection-oracle.md](detection-oracle.md).
 
 Machine: {machine}. Command: `{result.command}`.
 Settings: {settings}.

@@ -158,3 +158,16 @@ def test_is_low_by_any_factor():
     assert is_low(sample(decode_tokens_per_second=100.0, **rate), reference)
     assert not is_low(sample(decode_tokens_per_second=200.0, **rate), reference)
     assert not is_low(sample(decode_tokens_per_second=None, **rate), reference)
+
+
+def test_steps_that_are_a_little_slower_add_to_the_evidence_of_a_collapse():
+    known = baseline()
+    usual, slower = weigh(sample(1.0), known), weigh(sample(1.0, each_step=0.0228), known)
+    assert slower.acceptance_nats > usual.acceptance_nats + 1
+    assert slower.cause is Cause.ACCEPTANCE_COLLAPSE
+    # Without a step time, acceptance speaks for itself.
+    assert usual.acceptance_nats < weigh(sample(1.0, step_seconds=None), known).acceptance_nats < slower.acceptance_nats
+
+
+def test_slower_steps_of_usual_acceptance_are_no_collapse_of_it():
+    assert weigh(sample(3.5, each_step=0.0228), baseline()).acceptance_nats < -1

@@ -112,3 +112,33 @@ def test_first_answers_of_other_content_do_not_make_load_look_fast():
         law.learn(Timed(-math.log(rate), in_flight, 500.0, 400.0, 400.0), RATE)
     assert law.mean[1] >= 0.0
     assert law.nats(Timed(-math.log(110.0), 10, 500.0, 400.0, 400.0), RATE) <= 0.0
+
+
+def collapsed(count, drag, law):
+    rng = random.Random(9)
+    for _ in range(count):
+        law.learn_drag(timed(0.02 * math.exp(drag + rng.gauss(0, 0.02))))
+    return law
+
+
+def test_the_step_times_of_healthy_answers_are_no_evidence_of_a_collapse():
+    """On healthy noise the ratio has a mean of at most 1, before and after collapses were seen."""
+    rng = random.Random(4)
+    for law in (learned(*noisy(300, 1, 0.06)), collapsed(40, 0.13, learned(*noisy(300, 1, 0.06)))):
+        ratios = [law.drag_ratio(timed(0.02 * math.exp(rng.gauss(0, 0.06)))) for _ in range(4000)]
+        assert sum(ratios) / len(ratios) <= 1.0
+
+
+def test_what_slow_steps_add_is_bounded():
+    law = learned(*noisy(100, 1, 0.02))
+    for factor in (1e-6, 0.5, 1.0, 1.1, 1.3, 2.0, 1e6):
+        assert 0.49 <= law.drag_ratio(timed(0.02 * factor)) <= 26
+
+
+def test_how_collapses_slow_the_steps_is_learned():
+    fresh = learned(*noisy(100, 1, 0.02))
+    none = collapsed(60, 0.0, learned(*noisy(100, 1, 0.02)))
+    some = collapsed(60, 0.13, learned(*noisy(100, 1, 0.02)))
+    assert fresh.drag_ratio(timed()) < 0.7 < 0.85 < none.drag_ratio(timed()) <= 1
+    slow = timed(0.02 * math.exp(0.13))
+    assert 1 < none.drag_ratio(slow) < fresh.drag_ratio(slow) < some.drag_ratio(slow)
