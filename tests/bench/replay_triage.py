@@ -145,14 +145,15 @@ def report(found: list[Case], seeds: int) -> str:
     wrong = sum(1 for case in found if _named(case, case.found) == "wrong" or _named(case, case.without) == "wrong")
     right = sum(1 for case in cycles if _named(case, case.found) == "right")
     rows = len({(case.truth, case.clock, case.clients) for case in found})
+    served = "are served by the emulator's engine in engine time"
     lines = [
         "# `replay triage`: how often it is right",
         "",
-        f"Written by `python -m tests.bench.replay_triage --seeds {seeds} --rows {rows}`.",
-        f"A recording of {REQUESTS} requests and its arms, of as many each, are served by the emulator's engine in",
-        f"engine time: answers of {MEAN_TOKENS:g} tokens in the mean, clients that pause. `cycle`: the published cycle",
-        "with jitter, on the clock of the row; `chance`: collapses at a constant rate on that clock; `healthy`: none.",
-        f"K is 8, in the arm `lower_k` {LOWER_K}.",
+        f"Written by `python -m tests.bench.replay_triage --seeds {seeds} --rows {rows}`. A recording of",
+        f"{REQUESTS} requests and its arms, of as many each, {served}: answers",
+        f"of {MEAN_TOKENS:g} tokens in the mean, clients that pause. `cycle`: the published cycle with jitter, on the",
+        "clock of the row; `chance`: collapses at a constant rate on that clock; `healthy`: none. K is 8, in the arm",
+        f"`lower_k` {LOWER_K}.",
         "",
         "| figure | measured | bar |",
         "|---|---|---|",

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -199,6 +200,20 @@ def test_events_that_come_at_another_pace_than_the_engine_tells_are_cut_alike() 
     slow = slow_answers(observations)
     usual, hurried = cells_of(observations, slow, steps), cells_of(observations, slow, fast)
     assert [cell.slow for cell in hurried] == [cell.slow for cell in usual]
+
+
+def test_where_times_are_noisy_the_tokens_of_a_step_tell_what_is_slow() -> None:
+    """As from a busy machine that holds events up and lets them go in bursts."""
+    observations, steps = traffic("cycle")
+    rng = np.random.default_rng(3)
+    noisy = []
+    for its in steps:
+        gaps = np.diff([step.at for step in its], prepend=its[0].at)
+        held_up = np.repeat(rng.lognormal(0.0, 1.0, len(its) // SEGMENT_STEPS + 1), SEGMENT_STEPS)[: len(its)]
+        noisy.append([Step(float(at), step.tokens) for at, step in zip((gaps * held_up).cumsum(), its, strict=True)])
+    slow = slow_answers(observations)
+    usual, here = cells_of(observations, slow, steps), cells_of(observations, slow, noisy)
+    assert sum(1 for one, other in zip(usual, here, strict=True) if one.slow != other.slow) < 0.02 * len(usual)
 
 
 def test_without_events_each_answer_is_a_cell() -> None:

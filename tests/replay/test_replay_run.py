@@ -265,6 +265,7 @@ async def test_a_key_is_taken_from_the_environment_only(
         (["SOURCE", "--target", "http://localhost:port"], "--target: not a URL"),
         (["SOURCE", "--resume"], "--resume: needs --output"),
         (["SOURCE", "--concurrency", "3"], "--concurrency: only with --schedule closed"),
+        (["SOURCE", "--pauses"], "--pauses: only with --schedule closed"),
         (["SOURCE", "--reset-command", "true"], "--reset-command: only with --cache reset"),
         (["SOURCE", "--max-tokens", "0"], "'0' is neither a number above 0 nor 'recorded'"),
         (["SOURCE", "--api-key-env", "NO_SUCH_VARIABLE"], "the environment has no NO_SUCH_VARIABLE"),
