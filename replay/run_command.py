@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 import msgspec
 
 from replay import progress, result_session
-from replay.bodies import CacheMode, Length, Overrides
+from replay.bodies import CacheMode
 from replay.client import BACKEND, TargetClient
 from replay.prepare import Prepared, PromptMode, ReplayOptions, prepare
 from replay.recorded import Recorded, read_recorded
@@ -34,8 +32,8 @@ from replay.target import (
     engine_sample,
     engine_version,
     reset_cache,
-    served_models,
 )
+from replay.target_options import POSITIVE, api_key_of, model_for, overrides_of, prompt_options, url_of
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,20 +64,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         return 1 if self.faults or self.stopped else 0
 
 
-def _tokens(_context: click.Context, parameter: click.Parameter, value: str | None) -> Length | None:
-    """A number of tokens, or the word ``recorded``."""
-    if value is None:
-        return None
-    if value == "recorded":
-        return "recorded"
-    if not value.isdigit() or int(value) < 1:
-        raise click.BadParameter(f"{value!r} is neither a number above 0 nor 'recorded'", param=parameter)
-    return int(value)
-
-
-_positive = click.FloatRange(min=0, min_open=True)
-
-
 @click.command("run")
 @click.argument("session", type=click.Path(path_type=Path))
 @click.option("--target", required=True, metavar="URL", help="The OpenAI endpoint, with or without /v1.")
@@ -87,23 +71,17 @@ _positive = click.FloatRange(min=0, min_open=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="[default: replay-TIME]")
 @click.option("--schedule", type=click.Choice(["open", "closed", "dependent"]), default="open", show_default=True)
 @click.option("--concurrency", type=click.IntRange(min=1), help="With closed [default: as recorded].")
-@click.option("--time-scale", type=_positive, default=1.0, show_default=True, help="Recorded seconds per second.")
+@click.option("--time-scale", type=POSITIVE, default=1.0, show_default=True, help="Recorded seconds per second.")
 @click.option("--requests", type=click.IntRange(min=1), metavar="N", help="Only the first N requests.")
-@click.option("--temperature", type=click.FloatRange(min=0), help="[default: as recorded]")
-@click.option("--seed", type=int, help="[default: as recorded]")
-@click.option("--min-tokens", callback=_tokens, metavar="N|recorded", help="[default: as recorded]")
-@click.option("--max-tokens", callback=_tokens, metavar="N|recorded", help="[default: as recorded]")
-@click.option("--ignore-eos/--no-ignore-eos", default=None, help="[default: as recorded]")
-@click.option("--prompts", type=click.Choice(["auto", "recorded", "synthetic"]), default="auto", show_default=True)
-@click.option("--prompt-seed", default=0, show_default=True, help="Synthetic prompts depend on nothing else.")
+@prompt_options
 @click.option("--cache", type=click.Choice(["keep", "salt", "reset"]), default="keep", show_default=True)
 @click.option("--reset-route", default="/reset_prefix_cache", show_default=True, help="POST, with --cache reset.")
 @click.option("--reset-command", metavar="COMMAND", help="Run instead of the POST; without a shell.")
 @click.option("--token-counts/--no-token-counts", default=True, help="Ask for usage on every event [default: yes].")
 @click.option("--content", type=click.Choice([mode.value for mode in ContentMode]), default="none", show_default=True)
 @click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the target's key.")
-@click.option("--timeout-seconds", type=_positive, default=600.0, show_default=True, help="Longest silence.")
-@click.option("--max-lateness-seconds", type=_positive, default=0.05, show_default=True, help="p99, else invalid.")
+@click.option("--timeout-seconds", type=POSITIVE, default=600.0, show_default=True, help="Longest silence.")
+@click.option("--max-lateness-seconds", type=POSITIVE, default=0.05, show_default=True, help="p99, else invalid.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def run_command(
@@ -123,7 +101,7 @@ def run_command(
         options = _options(given)
         settings = _settings(output, given)
         recorded = read_recorded(session)
-        client = TargetClient(_url(target), api_key=_api_key(api_key_env), timeout_seconds=timeout_seconds)
+        client = TargetClient(url_of(target), api_key=api_key_of(api_key_env), timeout_seconds=timeout_seconds)
         outcome = asyncio.run(_replay(recorded, client, options, settings))
     except (SessionError, ResumeError, TargetRefuses, OSError) as error:
         _fail(error, 2)
@@ -141,12 +119,11 @@ def _options(given: dict[str, Any]) -> ReplayOptions:
         raise click.UsageError("--concurrency: only with --schedule closed")
     if given["reset_command"] is not None and cache != "reset":
         raise click.UsageError("--reset-command: only with --cache reset")
-    overrides = {name: given[name] for name in Overrides.__struct_fields__}
     return ReplayOptions(
         schedule=schedule,
         cache=cache,
         prompts=prompts,
-        overrides=Overrides(**overrides),
+        overrides=overrides_of(given),
         **{name: given[name] for name in ("time_scale", "concurrency", "prompt_seed", "requests")},
     )
 
@@ -159,25 +136,6 @@ def _settings(output: Path | None, given: dict[str, Any]) -> Settings:
         content=ContentMode(given["content"]),
         **{name: given[name] for name in ("resume", "reset_route", "reset_command", "max_lateness_seconds", "as_json")},
     )
-
-
-def _url(target: str) -> str:
-    try:
-        parts = urlsplit(target)
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
-            return target
-    except ValueError:
-        pass  # a port that is no number
-    raise click.UsageError(f"--target: not a URL: {target!r}; expected http://HOST:PORT")
-
-
-def _api_key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise click.UsageError(f"--api-key-env: the environment has no {variable}")
-    return key
 
 
 def _fail(error: Exception, exit_code: int) -> None:
@@ -195,7 +153,7 @@ async def _replay(recorded: Recorded, client: TargetClient, options: ReplayOptio
         result_session.check_new(settings.directory)
     session_id = resumed.session_id if resumed else result_session.new_session_id()
     async with client:
-        model = await _model(client, options.overrides.model, exchanges[0].request.facts.model)
+        model = await model_for(client, options.overrides.model, exchanges[0].request.facts.model)
         options = msgspec.structs.replace(options, overrides=msgspec.structs.replace(options.overrides, model=model))
         prepared = await prepare(exchanges, options, client, salt=f"{session_id}-{time.time_ns():x}")
         if not prepared.jobs:
@@ -212,16 +170,6 @@ async def _replay(recorded: Recorded, client: TargetClient, options: ReplayOptio
             return await _run(client, recorder, prepared, done, tally, [*recorded.notes], settings)
         finally:
             await asyncio.to_thread(recorder.close)
-
-
-async def _model(client: TargetClient, asked: str | None, recorded: str | None) -> str | None:
-    """The model to ask for; None: whatever each request was recorded with."""
-    served = await served_models(client)
-    if asked is not None or not served or recorded in served:
-        return asked
-    if len(served) == 1:
-        return served[0]
-    raise TargetRefuses(f"{client.url}: serves {', '.join(served[:8])}, not {recorded}: choose with --model")
 
 
 async def _run(

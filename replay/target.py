@@ -21,6 +21,7 @@ _PROBES = ((1, 1), (1, 3), (3, 3))
 
 The second differs from the first in its words only, the third from the second in its messages only."""
 _COMMAND_TIMEOUT_SECONDS = 600.0
+_STANDARD_ERROR = 2
 
 
 class TargetUnreachable(Exception):
@@ -153,7 +154,7 @@ async def reset_cache(client: TargetClient, route: str, command: str | None) -> 
     Raises TargetRefuses where that fails.
     """
     if command is not None:
-        await _run(command)
+        await run_command(command, "--reset-command")
         return
     try:
         status, answer = await client.fetch("POST", route)
@@ -164,21 +165,23 @@ async def reset_cache(client: TargetClient, route: str, command: str | None) -> 
         raise TargetRefuses(f"{client.url}{route}: HTTP {status}: the cache was not reset; {hint}")
 
 
-async def _run(command: str) -> None:
-    """Run a command without a shell. Raises TargetRefuses."""
-    words = shlex.split(command)
+async def run_command(command: str, option: str) -> None:
+    """Run the command that an option gave, without a shell; it prints to standard error. Raises TargetRefuses."""
     try:
-        process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL)
-    except (OSError, IndexError, TypeError) as error:
-        raise TargetRefuses(f"--reset-command: {command!r} cannot be run: {error}") from error
+        words = shlex.split(command)
+        process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL, stdout=_STANDARD_ERROR)
+    except (OSError, IndexError, TypeError, ValueError) as error:
+        raise TargetRefuses(f"{option}: {command!r} cannot be run: {error}") from error
     try:
         status = await asyncio.wait_for(process.wait(), _COMMAND_TIMEOUT_SECONDS)
     except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise TargetRefuses(f"--reset-command: not done after {_COMMAND_TIMEOUT_SECONDS:.0f} s") from None
+        raise TargetRefuses(f"{option}: not done after {_COMMAND_TIMEOUT_SECONDS:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     if status != 0:
-        raise TargetRefuses(f"--reset-command: exit status {status}")
+        raise TargetRefuses(f"{option}: exit status {status}")
 
 
 def _message(answer: bytes) -> str:
