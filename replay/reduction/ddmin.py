@@ -1,6 +1,7 @@
 """Delta debugging: Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input", IEEE TSE 28(2), 2002.
 
-A generator, so that it knows nothing of engines and clocks: it yields a subset, and is sent what the test said.
+A generator, so that it knows nothing of engines and clocks: it yields a subset and is sent what of it was enough to
+trigger, None where the test did not trigger or was not resolved.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Outcome(StrEnum):
     """Nobody can tell (?); the subset is not taken."""
 
 
-def ddmin(items: Subset, close: Callable[[Subset], Subset]) -> Generator[Subset, Outcome, Subset]:
+def ddmin(items: Subset, close: Callable[[Subset], Subset]) -> Generator[Subset, Subset | None, Subset]:
     """Yield subsets to be tested, return one from which nothing can be left out.
 
     items: known to trigger. close: adds to a subset what its members cannot be without. Section 3.2 of the paper: try
@@ -34,8 +35,9 @@ def ddmin(items: Subset, close: Callable[[Subset], Subset]) -> Generator[Subset,
     while len(current) >= 2:
         for kept, next_parts in _smaller(current, parts):
             candidate = close(kept)
-            if len(candidate) < len(current) and (yield candidate) is Outcome.TRIGGERED:
-                current, parts = candidate, max(2, min(next_parts, len(candidate)))
+            enough = (yield candidate) if len(candidate) < len(current) else None
+            if enough is not None:
+                current, parts = enough, max(2, min(next_parts, len(enough)))
                 break
         else:
             if parts >= len(current):

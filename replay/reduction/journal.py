@@ -27,7 +27,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     onset: Onset | None = None
     """Where the collapse began, for one that triggered."""
     sent: int
-    """Requests that were sent before the trial was decided."""
+    """The first so many of the requests hold all that were sent before the trial was decided."""
     seconds: float
     """Of the whole trial, reset included."""
 
@@ -35,6 +35,13 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     def candidate(self) -> Candidate:
         """What was tried."""
         return Candidate(requests=self.requests, timing=self.timing)
+
+    @property
+    def enough(self) -> Candidate | None:
+        """The beginning of the candidate that triggered; None: it did not. What follows it was never sent."""
+        if self.outcome is not Outcome.TRIGGERED:
+            return None
+        return Candidate(requests=self.requests[: self.sent], timing=self.timing)
 
 
 class _Begin(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,3 +98,7 @@ class Journal:
     def of(self, candidate: Candidate) -> list[Trial]:
         """The trials of a candidate, in order."""
         return [trial for trial in self.trials if trial.candidate == candidate]
+
+    def about(self, candidate: Candidate) -> list[Trial]:
+        """Those of a candidate, and those of longer ones that had sent no more of it when they triggered."""
+        return [trial for trial in self.trials if candidate in (trial.candidate, trial.enough)]

@@ -1,18 +1,18 @@
-"""What a reduction tries, in which order: a generator that yields candidates and is sent what became of them.
+"""What a reduction tries, in which order: a generator that yields candidates and is sent what was enough of them.
 
-The big and cheap cuts come first, since each trial may need a restart of an engine: what came after the collapse, then
-gaps and concurrency, then all content (one prompt repeated). Only where the content matters is it worth to look for the
-requests that do, by delta debugging.
+The big and cheap cuts come first, since each trial may need a restart of an engine: gaps and concurrency, then all
+content (one prompt repeated). Only where the content matters is it worth to look for the requests that do, by delta
+debugging. What comes after a collapse is never part of the result: a trial ends when the detector has seen enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from enum import StrEnum
 
 import msgspec
 
-from replay.reduction.ddmin import Outcome, Subset, ddmin
+from replay.reduction.ddmin import Subset, ddmin
 
 SPARE_SHARE, SPARE_REQUESTS = 0.25, 2
 """So many more copies of one prompt than requests are tried, since the copies are not as long as what they replace."""
@@ -56,56 +56,44 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Do not try one prompt repeated."""
 
 
-Steps = Generator[Candidate, Outcome, Candidate]
+Steps = Generator[Candidate, Candidate | None, Candidate]
+"""Is sent the beginning of the candidate that was enough to trigger, None where it did not."""
 
 
-def steps(plan: Plan, whole: Candidate, seen: Sequence[int]) -> Steps:
-    """Yield candidates, return the best one.
-
-    whole: known to trigger. seen: how many of its requests had been sent when the detector said so, in each trial.
-    """
-    begun = [plan.close(whole.requests[:count]) for count in seen]
-    best = yield from _first_of(whole, [msgspec.structs.replace(whole, requests=requests) for requests in begun])
-    best = yield from _first_of(best, [Candidate(requests=best.requests, timing=Timing.BACK_TO_BACK)])
+def steps(plan: Plan, best: Candidate) -> Steps:
+    """Yield candidates, return the best one. best: known to trigger."""
+    if best.timing is Timing.RECORDED:
+        best = (yield Candidate(requests=best.requests, timing=Timing.BACK_TO_BACK)) or best
     if not plan.keep_content and len(best.requests) > 1:
         count = max(len(best.requests) + SPARE_REQUESTS, round(len(best.requests) * (1 + SPARE_SHARE)))
-        repeated = _repeated(plan.usual(best.requests), count)
-        if (yield repeated) is Outcome.TRIGGERED:
+        repeated = yield _repeated(plan.usual(best.requests), count)
+        if repeated is not None:
             return (yield from _fewest(repeated))
-    kept = yield from _least(best, plan)
-    return msgspec.structs.replace(best, requests=kept)
-
-
-def _first_of(best: Candidate, simpler: list[Candidate]) -> Steps:
-    """The first of the simpler ones that triggers, else the one that was."""
-    for candidate in simpler:
-        if candidate != best and (yield candidate) is Outcome.TRIGGERED:
-            return candidate
-    return best
+    return (yield from _least(best, plan))
 
 
 def _fewest(repeated: Candidate) -> Steps:
     """The fewest copies that trigger, by bisection; one fewer was tried and did not, or was not resolved."""
-    index, low, high = repeated.requests[0], 0, len(repeated.requests)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if (yield _repeated(index, middle)) is Outcome.TRIGGERED:
-            high = middle
+    low = 0
+    while len(repeated.requests) - low > 1:
+        middle = (low + len(repeated.requests)) // 2
+        enough = yield _repeated(repeated.requests[0], middle)
+        if enough is not None:
+            repeated = enough
         else:
             low = middle
-    return _repeated(index, high)
+    return repeated
 
 
-def _least(best: Candidate, plan: Plan) -> Generator[Candidate, Outcome, Subset]:
+def _least(best: Candidate, plan: Plan) -> Steps:
     search = ddmin(best.requests, plan.close)
     try:
         subset = next(search)
         while True:
-            outcome = yield msgspec.structs.replace(best, requests=subset)
-            subset = search.send(outcome)
+            enough = yield Candidate(requests=subset, timing=best.timing)
+            subset = search.send(None if enough is None else enough.requests)
     except StopIteration as end:
-        kept: Subset = end.value
-        return kept
+        return Candidate(requests=end.value, timing=best.timing)
 
 
 def _repeated(index: int, count: int) -> Candidate:

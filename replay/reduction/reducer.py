@@ -83,10 +83,10 @@ class Reducer:
     async def run(self) -> Reduced:
         """Reduce. Raises TargetUnreachable, TargetRefuses, JournalError and OSError; then ``so_far`` says what is."""
         try:
-            seen = await self._try_whole()
-            if not seen:
+            enough = await self._try_whole()
+            if enough is None:
                 return self.so_far("not_triggered")
-            search = steps(self._plan, self._whole, seen)
+            search = steps(self._plan, enough)
             candidate = next(search)
             while True:
                 candidate = search.send(await self._try(candidate))
@@ -97,8 +97,10 @@ class Reducer:
 
     def so_far(self, ended: Ended) -> Reduced:
         """What was found until now."""
-        whole, best = self._outcomes(self._whole), self._outcomes(self._best) if self._best else []
-        onsets = [one.onset for one in (self._journal.of(self._best) if self._best else []) if one.onset is not None]
+        whole = [trial.outcome for trial in self._journal.of(self._whole)]
+        of_best = [] if self._best is None else self._journal.about(self._best)
+        best = [trial.outcome for trial in of_best]
+        onsets = [trial.onset for trial in of_best if trial.outcome is Outcome.TRIGGERED]
         return Reduced(
             ended=ended,
             best=self._best,
@@ -112,19 +114,20 @@ class Reducer:
             restarted=self._restarted,
         )
 
-    async def _try_whole(self) -> list[int]:
-        """How many requests had been sent in each trial in which the whole session triggered."""
-        while len(self._outcomes(self._whole)) < self._budget.whole_trials:
+    async def _try_whole(self) -> Candidate | None:
+        """The beginning of the whole session that was enough to trigger; None: it never did."""
+        while len(self._journal.of(self._whole)) < self._budget.whole_trials:
             tried = await self._run_one(self._whole)
             if tried.outcome is Outcome.TRIGGERED and self._causes is None:
                 self._learn(tried.judge.answers)
-        triggered = [trial for trial in self._journal.of(self._whole) if trial.outcome is Outcome.TRIGGERED]
-        if triggered:
-            if self._causes is None:
-                self._learn(self._store.answers(self._whole))
-            self._take(self._whole)
-            self._share = trigger_share(len(triggered), len(self._outcomes(self._whole)))
-        return sorted({trial.sent for trial in triggered})
+        trials = self._journal.of(self._whole)
+        found = [trial.enough for trial in trials if trial.enough is not None]
+        if not found:
+            return None
+        if self._causes is None:
+            self._learn(self._store.answers(found[0]))
+        self._share = trigger_share(len(found), len(trials))
+        return self._take(found[-1])
 
     def _learn(self, answers: Sequence[Answer]) -> None:
         """What healthy is, and which cause is looked for, from answers that collapsed."""
@@ -134,29 +137,31 @@ class Reducer:
             judge.take(answer)
         self._causes = None if judge.onset is None else frozenset({judge.onset.cause})
 
-    async def _try(self, candidate: Candidate) -> Outcome:
-        """What trials say of a candidate; it is the best one where they say that it triggers."""
+    async def _try(self, candidate: Candidate) -> Candidate | None:
+        """The beginning of a candidate that was enough to trigger, now the best one; None: it does not trigger."""
         while True:
-            outcome = decide(self._outcomes(candidate), self._share, self._budget.repeats)
-            if outcome is Outcome.TRIGGERED:
-                self._take(candidate)
-            if outcome is not None:
-                return outcome
-            await self._run_one(candidate)
+            trials = self._journal.of(candidate)
+            outcome = decide([trial.outcome for trial in trials], self._share, self._budget.repeats)
+            if outcome is None:
+                await self._run_one(candidate)
+                continue
+            found = [trial.enough for trial in trials if trial.enough is not None]
+            return self._take(found[-1]) if outcome is Outcome.TRIGGERED else None
 
     def publish(self, reduced: Reduced) -> None:
         """Make the best sequence, and what is known of it, the result on disk. Raises JournalError and OSError."""
         if reduced.best is not None:
             self._store.publish(reduced.best, finding(reduced))
 
-    def _take(self, candidate: Candidate) -> None:
+    def _take(self, candidate: Candidate) -> Candidate:
         self._best = candidate
         self.publish(self.so_far("interrupted"))
+        return candidate
 
     async def _confirmed(self) -> bool:
         """Try the result as often as the whole session was, so that the two compare; False: the budget is used up."""
         try:
-            while self._best is not None and len(self._outcomes(self._best)) < self._budget.whole_trials:
+            while self._best is not None and len(self._journal.about(self._best)) < self._budget.whole_trials:
                 await self._run_one(self._best)
         except _Spent:
             return False
@@ -168,9 +173,6 @@ class Reducer:
         began = time.monotonic()
         judge = Judge(self._healthy, self._causes)
         tried = await self._laboratory.run(candidate, judge, self._budget.max_lateness_seconds)
-        if tried.outcome is Outcome.TRIGGERED:
-            # Before the journal: what it says has triggered must be there.
-            self._store.keep(candidate, tried.records, synthetic=self._laboratory.synthetic)
         trial = Trial(
             number=len(self._journal.trials) + 1,
             requests=candidate.requests,
@@ -181,15 +183,15 @@ class Reducer:
             sent=tried.sent,
             seconds=time.monotonic() - began,
         )
+        if trial.enough is not None:
+            # Before the journal: what it says has triggered must be there.
+            self._store.keep(trial.enough, tried.records, synthetic=self._laboratory.synthetic)
         self._journal.add(trial)
         if tried.restarted is not None:
             self._restarted = tried.restarted if self._restarted is None else self._restarted and tried.restarted
         said = trial.outcome.replace("_", " ")
         self._say(f"trial {trial.number}: {candidate}: {said} ({trial.why}), {trial.seconds:.1f} s")
         return tried
-
-    def _outcomes(self, candidate: Candidate) -> list[Outcome]:
-        return [trial.outcome for trial in self._journal.of(candidate)]
 
 
 def finding(reduced: Reduced) -> dict[str, Any]:

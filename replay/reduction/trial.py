@@ -45,7 +45,7 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
     records: list[Record]
     """Requests and answers, as a session has them."""
     sent: int
-    """So many of the candidate's requests, from its beginning, hold all that were sent."""
+    """The first so many of the candidate's requests hold all that were sent."""
     restarted: bool | None
     """The engine's process is another one than before the reset; None: not known, or no reset."""
 
