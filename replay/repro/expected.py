@@ -24,10 +24,10 @@ def expected_of(exchanges: Sequence[Exchange]) -> dict[str, Any]:
 
     Which factor collapsed: the one that accounts for more of the fall of tok/s = A / step time. Raises NothingExpected.
     """
-    parts = sorted((part for one in exchanges for part in segments_of(one)), key=lambda part: part["ended"])
+    parts = [part for one in exchanges for part in segments_of(one)]
     if not parts:
         raise NothingExpected("no answer's events are known with their tokens: record it with `replay run`")
-    slow = script.phases(_slow(parts))
+    parts, slow = script.in_order(parts, _slow(parts))
     if True not in slow or slow[0]:
         where = "is slow from its first step on" if slow and slow[0] else "shows no slow phase of 64 verify steps"
         raise NothingExpected(f"it {where}: pack a session with a healthy beginning and a longer collapse")

@@ -15,12 +15,13 @@ The rule. A segment is slow if the factor that collapsed in the recording (A, or
 slow value than to its healthy one: two thirds of the way, in logarithms. The phase changes with the first of two such
 segments in a row, and slow phases count if they have less than the square root of the recorded ratio of tok/s.
 
-REPRODUCED      as many collapses as in the recording (three are enough), four in five of them after a healthy stretch
-                as long as a recorded one (to a factor of 1.5) on one clock: requests, tokens, verify steps or seconds
+REPRODUCED      collapses that come after healthy stretches as long as the recorded ones (to a factor of 1.3), on one
+                clock: requests, tokens, verify steps or seconds. Where three or more collapses were recorded, that must
+                be 20 times as likely as collapses by chance (an e-value, the mean over the clocks); where fewer were,
+                as many are enough, each after such a stretch, and chance may do the same
 NOT_REPRODUCED  three times the longest healthy stretch of the recording without a collapse, on every clock
 INCONCLUSIVE    anything else; the reason is printed
 
-One collapse where it was recorded is called REPRODUCED: that there is a cycle takes more, and a better test.
 Exit status: 0 REPRODUCED, 1 another verdict, 2 bad usage or the server refuses, 3 the server cannot be reached.
 """
 
@@ -47,11 +48,13 @@ CLOCKS = ("requests", "tokens", "steps", "seconds")
 SEGMENT_STEPS = 32
 NEARER = 2 / 3
 """So far from healthy to slow, in logarithms, a segment must be to count as slow."""
-SAME_LENGTH = 1.5
+SAME_LENGTH = 1.3
 """Two healthy stretches whose lengths differ by no more than this factor count as equal."""
-ENOUGH_COLLAPSES = 3
-MOSTLY = 0.8
-"""Share of the collapses that must have come after such a stretch."""
+MANY_COLLAPSES = 3
+"""From so many recorded collapses on, collapses by chance are told from recorded ones."""
+CYCLIC = 20.0
+BY_CHANCE_SHARE = 0.1
+"""Stake on chance, so that one stretch of another length does not lose everything."""
 WAITED_STRETCHES = 3.0
 MAX_FAILED_SHARE = 0.1
 FIGURES = (("tok_s", "tok/s", 1.0), ("acceptance_length", "tokens per step", 1.0), ("step_seconds", "ms a step", 1e3))
@@ -87,6 +90,7 @@ def segments(started: float, events: Sequence[Event]) -> list[dict[str, float]]:
         if seconds > 0 and total > 0:
             found.append(
                 {
+                    "arrived": started,
                     "started": started if begin == 0 else events[begin][0],
                     "ended": events[end][0],
                     "requests": made / total,
@@ -116,6 +120,22 @@ def phases(slow: Sequence[bool]) -> list[bool]:
             phase = one
         found.append(phase)
     return found
+
+
+def in_order(parts: Sequence[dict[str, float]], slow: Sequence[bool]) -> tuple[list[dict[str, float]], list[bool]]:
+    """The segments and their phases in the order of time, or of arrival where the phases change less often so.
+
+    A collapse is of the engine: all that runs side by side slows down at once. Else each request has its own phase.
+    """
+    by_time = sorted(range(len(parts)), key=lambda index: parts[index]["ended"])
+    by_arrival = sorted(by_time, key=lambda index: (parts[index]["arrived"], parts[index]["ended"]))
+    found = []
+    for order in (by_time, by_arrival):
+        its = phases([slow[index] for index in order])
+        changes = sum(1 for index in range(1, len(its)) if its[index] != its[index - 1])
+        found.append((changes, [parts[index] for index in order], its))
+    _, ordered, its = min(found, key=lambda one: one[0])
+    return ordered, its
 
 
 def stretches(parts: Sequence[dict[str, float]], slow: Sequence[bool]) -> list[tuple[bool, dict[str, float]]]:
@@ -149,12 +169,11 @@ def slow_segments(parts: Sequence[dict[str, float]], expected: dict[str, Any]) -
 
 def judge(parts: Sequence[dict[str, float]], failed: int, sent: int, expected: dict[str, Any]) -> dict[str, Any]:
     """The verdict with its reason, the figures of either phase and the stretches."""
-    slow = phases(slow_segments(parts, expected))
+    parts, slow = in_order(parts, slow_segments(parts, expected))
     found: dict[str, Any] = {
         "healthy": figures([part for part, is_slow in zip(parts, slow) if not is_slow]),  # noqa: B905
         "slow": figures([part for part, is_slow in zip(parts, slow) if is_slow]),  # noqa: B905
         "stretches": stretches(parts, slow),
-        "phases": slow,
     }
     found["verdict"], found["reason"] = _decide(found, failed, sent, expected)
     return found
@@ -175,16 +194,19 @@ def _decide(found: dict[str, Any], failed: int, sent: int, expected: dict[str, A
     ratio, recorded = found["slow"]["tok_s"] / found["healthy"]["tok_s"], _ratio(expected)
     if ratio > math.sqrt(recorded):
         return INCONCLUSIVE, f"slow phases have {ratio:.0%} of the healthy tok/s, in the recording {recorded:.0%}"
-    needed = min(ENOUGH_COLLAPSES, expected["collapses"])
-    fitting = {clock: sum(1 for lengths in collapses if _fits(lengths, clock, expected)) for clock in CLOCKS}
-    best = max(CLOCKS, key=lambda clock: fitting[clock])
-    said = f"{len(collapses)} collapse(s), {fitting[best]} of them after a healthy stretch as in the recording"
-    if fitting[best] >= needed and fitting[best] >= MOSTLY * len(collapses):
-        clocks = ", ".join(clock for clock in CLOCKS if fitting[clock] == fitting[best])
-        return REPRODUCED, f"{said} ({clocks})"
-    if fitting[best] < MOSTLY * len(collapses):
-        return INCONCLUSIVE, f"{said}: it may be another collapse, or the server had served before; start it anew"
-    return INCONCLUSIVE, f"{said}, {needed} are needed: more --rounds"
+    said = f"{len(collapses)} collapse(s)"
+    if expected["collapses"] >= MANY_COLLAPSES:
+        evidence = sum(_evidence([run[clock] for run in collapses], clock, expected) for clock in CLOCKS) / len(CLOCKS)
+        said += f", {evidence:.3g} times as likely in the recorded cycle as by chance"
+        if evidence >= CYCLIC:
+            return REPRODUCED, said
+        return INCONCLUSIVE, f"{said}, {CYCLIC:g} are needed: more --rounds, or they come by chance"
+    fitting = {clock: sum(1 for run in collapses if _fits(run[clock], clock, expected)) for clock in CLOCKS}
+    clocks = [clock for clock in CLOCKS if fitting[clock] == max(fitting.values())]
+    said += f", {fitting[clocks[0]]} of them after a healthy stretch as in the recording"
+    if fitting[clocks[0]] == len(collapses) >= expected["collapses"]:
+        return REPRODUCED, f"{said} ({', '.join(clocks)})"
+    return INCONCLUSIVE, f"{said}: more --rounds, or it is another collapse, or the server had served before"
 
 
 def _without_collapse(healthy: dict[str, float], expected: dict[str, Any]) -> tuple[str, str]:
@@ -199,9 +221,26 @@ def _ratio(expected: dict[str, Any]) -> float:
     return float(expected["slow"]["tok_s"] / expected["healthy"]["tok_s"])
 
 
-def _fits(lengths: dict[str, float], clock: str, expected: dict[str, Any]) -> bool:
+def _window(clock: str, expected: dict[str, Any]) -> tuple[float, float]:
     recorded = [run[clock] for run in expected["healthy_stretches"]]
-    return bool(min(recorded) / SAME_LENGTH <= lengths[clock] <= max(recorded) * SAME_LENGTH)
+    return min(recorded) / SAME_LENGTH, max(recorded) * SAME_LENGTH
+
+
+def _fits(length: float, clock: str, expected: dict[str, Any]) -> bool:
+    low, high = _window(clock, expected)
+    return low <= length <= high
+
+
+def _evidence(lengths: Sequence[float], clock: str, expected: dict[str, Any]) -> float:
+    """How much likelier these lengths are if they are as recorded than under the best law without a memory."""
+    low, high = _window(clock, expected)
+    mean = sum(lengths) / len(lengths)
+    nats = 0.0
+    for length in lengths:
+        by_chance = math.exp(-length / mean) / mean
+        as_recorded = 1 / (high - low) if low <= length <= high else 0.0
+        nats += math.log((1 - BY_CHANCE_SHARE) * as_recorded / by_chance + BY_CHANCE_SHARE)
+    return math.exp(min(nats, 700.0))
 
 
 # ---- the server ------------------------------------------------------------------------------------------------------
@@ -487,7 +526,6 @@ def run(url: str, data: dict[str, Any], model: str | None, rounds: int | None, t
 def _judged(answers: Sequence[dict[str, Any]], expected: dict[str, Any]) -> dict[str, Any]:
     whole = [answer for answer in answers if not answer["error"]]
     parts = [part for answer in whole for part in segments(answer["started"], answer["events"])]
-    parts.sort(key=lambda part: part["ended"])
     return judge(parts, len(answers) - len(whole), len(answers), expected)
 
 
