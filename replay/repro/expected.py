@@ -12,6 +12,7 @@ from replay.repro import script
 
 MAX_ROUNDS = 2.0
 """A server that is faster or slower than the recorded one needs more of some clock to be let off."""
+FACTORS = ("acceptance_length", "step_seconds")
 _SETTLED_ROUNDS = 50
 
 
@@ -22,28 +23,29 @@ class NothingExpected(ValueError):
 def expected_of(exchanges: Sequence[Exchange]) -> dict[str, Any]:
     """Figures of either phase, healthy stretches, and how often the sequence has to be sent.
 
-    Which factor collapsed: the one that accounts for more of the fall of tok/s = A / step time. Raises NothingExpected.
+    tok/s = A / step time: which of the two factors collapsed is the one by which the segments differ more in tok/s.
+    Raises NothingExpected.
     """
     parts = [part for one in exchanges for part in segments_of(one)]
     if not parts:
         raise NothingExpected("no answer's events are known with their tokens: record it with `replay run`")
-    parts, slow = script.in_order(parts, _slow(parts))
-    if True not in slow or slow[0]:
-        where = "is slow from its first step on" if slow and slow[0] else "shows no slow phase of 64 verify steps"
-        raise NothingExpected(f"it {where}: pack a session with a healthy beginning and a longer collapse")
+    factor = max(FACTORS, key=lambda name: _fall(parts, _slow(parts, name)))
+    parts, slow = script.in_order(parts, _slow(parts, factor))
+    runs = script.stretches(parts, slow)
+    healthy = [lengths for is_slow, lengths in runs if not is_slow]
+    complete = [lengths for is_slow, lengths in runs[:-1] if not is_slow]
+    if not complete:
+        raise NothingExpected("no healthy stretch in it ends in a slow one of 64 verify steps: pack a longer session")
     healthy_figures, slow_figures = (
         script.figures([part for part, its in zip(parts, slow, strict=True) if its is which]) for which in (False, True)
     )
-    runs = script.stretches(parts, slow)
-    healthy = [lengths for is_slow, lengths in runs if not is_slow]
-    complete = [lengths for lengths, _ in zip(healthy, [one for one in runs if one[0]], strict=False)]
     longest = {clock: max(lengths[clock] for lengths in healthy) for clock in script.CLOCKS}
     whole = sum(lengths["requests"] for _, lengths in runs)
     rounds = math.ceil(MAX_ROUNDS * script.WAITED_STRETCHES * longest["requests"] / whole)
     return {
         "healthy": _rounded(healthy_figures),
         "slow": _rounded(slow_figures),
-        "factor": _factor(healthy_figures, slow_figures),
+        "factor": factor,
         "collapses": len(complete),
         "healthy_stretches": [_rounded(lengths) for lengths in complete],
         "longest_healthy": _rounded(longest),
@@ -59,24 +61,29 @@ def segments_of(exchange: Exchange) -> list[dict[str, float]]:
     return script.segments(exchange.observation.started, [(step.at, float(step.tokens or 0)) for step in steps])
 
 
-def _slow(parts: Sequence[dict[str, float]]) -> list[bool]:
-    """2-means of the logarithms of tok/s: a segment belongs to the side whose mean is nearer."""
-    rates = [math.log(max(part["decoded"], 1) / part["seconds"]) for part in parts]
-    low, high = min(rates), max(rates)
+def _slow(parts: Sequence[dict[str, float]], factor: str) -> list[bool]:
+    """Which segments are slow by one factor: 2-means of its logarithms."""
+    if factor == "acceptance_length":
+        speeds = [math.log(max(part["decoded"], 1) / part["steps"]) for part in parts]
+    else:
+        speeds = [math.log(part["steps"] / part["seconds"]) for part in parts]
+    low, high = min(speeds), max(speeds)
     for _ in range(_SETTLED_ROUNDS):
         middle = (low + high) / 2
-        sides = [[rate for rate in rates if rate < middle], [rate for rate in rates if rate >= middle]]
+        sides = [[speed for speed in speeds if speed < middle], [speed for speed in speeds if speed >= middle]]
         if not all(sides) or (fmean(sides[0]), fmean(sides[1])) == (low, high):
             break
         low, high = fmean(sides[0]), fmean(sides[1])
-    return [rate < (low + high) / 2 for rate in rates]
+    return [speed < (low + high) / 2 for speed in speeds]
 
 
-def _factor(healthy: dict[str, float | None], slow: dict[str, float | None]) -> str:
-    def nats(name: str) -> float:
-        return abs(math.log((slow[name] or 1.0) / (healthy[name] or 1.0)))
-
-    return max(("acceptance_length", "step_seconds"), key=nats)
+def _fall(parts: Sequence[dict[str, float]], slow: Sequence[bool]) -> float:
+    """By how much tok/s falls from one side to the other, in logarithms; 0 without one of them."""
+    rates = [
+        script.figures([part for part, its in zip(parts, slow, strict=True) if its is which])["tok_s"]
+        for which in (False, True)
+    ]
+    return math.log(rates[0] / rates[1]) if rates[0] and rates[1] else 0.0
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, float | None]:
