@@ -49,6 +49,7 @@ bench-supervise: $(VENV)/.installed  ## restarts at other levels on a real engin
 
 operations: $(VENV)/.installed  ## alerts, dashboards and deployment on real Prometheus, Alertmanager, HAProxy and Helm
 	deploy/install-tools.sh
+	tests/docs/install-recipes.sh
 	$(BIN)/pytest -m operations $(ARGS)
 
 $(VENV)/.installed: requirements-dev.lock pyproject.toml
