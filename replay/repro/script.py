@@ -207,7 +207,8 @@ def _decide(found: dict[str, Any], failed: int, sent: int, expected: dict[str, A
     clocks = [clock for clock in CLOCKS if fitting[clock] == max(fitting.values())]
     said += f", {fitting[clocks[0]]} of them after a healthy stretch as in the recording"
     if fitting[clocks[0]] == len(collapses) >= expected["collapses"]:
-        return REPRODUCED, f"{said} ({', '.join(clocks)})"
+        again = "; once may be chance: start the server anew and run this again" if len(collapses) == 1 else ""
+        return REPRODUCED, f"{said} ({', '.join(clocks)}){again}"
     return INCONCLUSIVE, f"{said}: more --rounds, or it is another collapse, or the server had served before"
 
 
