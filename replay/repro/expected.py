@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from detector.verdict import Cause
 from replay.recorded import Exchange
 from replay.repro import script
 
 MAX_ROUNDS = 2.0
 """A server that is faster or slower than the recorded one needs more of some clock to be let off."""
-FACTORS = ("acceptance_length", "step_seconds")
+ACCEPTANCE, STEP_TIME = "acceptance_length", "step_seconds"
+_FACTORS = {
+    Cause.ACCEPTANCE_COLLAPSE: ACCEPTANCE,
+    Cause.SPECULATION_OFF: ACCEPTANCE,
+    Cause.STEP_INFLATION: STEP_TIME,
+}
 _SETTLED_ROUNDS = 50
 
 
@@ -20,16 +26,15 @@ class NothingExpected(ValueError):
     """The recording shows no collapse that could be looked for: one line."""
 
 
-def expected_of(exchanges: Sequence[Exchange]) -> dict[str, Any]:
+def expected_of(exchanges: Sequence[Exchange], cause: Cause = Cause.UNKNOWN) -> dict[str, Any]:
     """Figures of either phase, healthy stretches, and how often the sequence has to be sent.
 
-    tok/s = A / step time: which of the two factors collapsed is the one by which the segments differ more in tok/s.
-    Raises NothingExpected.
+    cause: of the collapse; it says which factor of tok/s = A / step time collapsed. Raises NothingExpected.
     """
     parts = [part for one in exchanges for part in segments_of(one)]
     if not parts:
         raise NothingExpected("no answer's events are known with their tokens: record it with `replay run`")
-    factor = max(FACTORS, key=lambda name: _fall(parts, _slow(parts, name)))
+    factor = _FACTORS.get(cause) or _likely_factor(parts)
     parts, slow = script.in_order(parts, _slow(parts, factor))
     runs = script.stretches(parts, slow)
     healthy = [lengths for is_slow, lengths in runs if not is_slow]
@@ -63,7 +68,7 @@ def segments_of(exchange: Exchange) -> list[dict[str, float]]:
 
 def _slow(parts: Sequence[dict[str, float]], factor: str) -> list[bool]:
     """Which segments are slow by one factor: 2-means of its logarithms."""
-    if factor == "acceptance_length":
+    if factor == ACCEPTANCE:
         speeds = [math.log(max(part["decoded"], 1) / part["steps"]) for part in parts]
     else:
         speeds = [math.log(part["steps"] / part["seconds"]) for part in parts]
@@ -75,6 +80,12 @@ def _slow(parts: Sequence[dict[str, float]], factor: str) -> list[bool]:
             break
         low, high = fmean(sides[0]), fmean(sides[1])
     return [speed < (low + high) / 2 for speed in speeds]
+
+
+def _likely_factor(parts: Sequence[dict[str, float]]) -> str:
+    """The one by which tok/s falls more; A in doubt, since any busy machine has some steps that take long."""
+    falls = {factor: _fall(parts, _slow(parts, factor)) for factor in (ACCEPTANCE, STEP_TIME)}
+    return ACCEPTANCE if falls[ACCEPTANCE] >= falls[STEP_TIME] / 2 else STEP_TIME
 
 
 def _fall(parts: Sequence[dict[str, float]], slow: Sequence[bool]) -> float:

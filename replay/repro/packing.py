@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 
 from detector.observation import EngineSample
+from detector.verdict import Cause
 from replay.bodies import Overrides, Unplayable, make_body
 from replay.conversations import predecessors, prompts_of
-from replay.phases import examine
 from replay.prompts import Calibration, SyntheticPrompts
 from replay.recorded import Exchange, Recorded
+from replay.reduction.judge import Answer, Judge
 from replay.reduction.store import BEGUN, ENDED
 from replay.repro.expected import NothingExpected, expected_of, segments_of
 from replay.repro.script import figures
@@ -46,7 +47,7 @@ def pack(recorded: Recorded, packing: Packing) -> tuple[str, list[str]]:
     was asked for that was not recorded.
     """
     exchanges = recorded.exchanges
-    _check_collapse(recorded)
+    cause = _cause(recorded)
     bodies, skipped = _bodies(recorded, packing)
     if not bodies:
         raise Unplayable(f"no request can be packed: {'; '.join(skipped) or 'there is none'}")
@@ -58,7 +59,7 @@ def pack(recorded: Recorded, packing: Packing) -> tuple[str, list[str]]:
         "text": packing.with_text and any(_recorded_text(one) for one in exchanges) and not _all_made_up(recorded),
         "serve_command": packing.serve_command,
         "environment": _environment(recorded),
-        "expected": expected_of(exchanges),
+        "expected": expected_of(exchanges, cause),
         "requests": _requests(exchanges, bodies, texts, times=times),
         "texts": list(texts),
     }
@@ -77,13 +78,22 @@ def _program(data: dict[str, Any]) -> str:
     return f"{before}{BEGIN_MARK}DATA: dict[str, Any] = json.loads(r'''{literal}''')\n{END_MARK}{after}"
 
 
-def _check_collapse(recorded: Recorded) -> None:
-    """By the detector, which knows content from a collapse; a reduction has asked it."""
-    if any(event.kind == ENDED for event in recorded.events):
-        return
-    answered = [(one.observation, one.steps) for one in recorded.exchanges if one.observation is not None]
-    if not examine([answer for answer, _ in answered], [steps for _, steps in answered]).onsets:
-        raise NothingExpected("it shows no collapse: there is nothing to reproduce")
+def _cause(recorded: Recorded) -> Cause:
+    """Of the first collapse, by the detector, which knows content from a collapse; a reduction has asked it.
+
+    Raises NothingExpected where there is none.
+    """
+    reduced = [event.fields.get("onset") for event in recorded.events if event.kind == ENDED]
+    if reduced:
+        onset = reduced[-1]
+        known = onset.get("cause") if isinstance(onset, dict) else None
+        return Cause(known) if known in set(Cause) else Cause.UNKNOWN
+    judge = Judge()
+    answers = [Answer(one.observation, one.steps) for one in recorded.exchanges if one.observation is not None]
+    for answer in sorted(answers, key=lambda one: one.observation.ended):
+        if judge.take(answer) and judge.onset is not None:
+            return judge.onset.cause
+    raise NothingExpected("it shows no collapse: there is nothing to reproduce")
 
 
 def _recorded_text(exchange: Exchange) -> bool:
