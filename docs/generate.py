@@ -239,6 +239,8 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "help replay": lambda: help_text("replay"),
     "help replay run": lambda: help_text("replay", "run"),
     "help replay compare": lambda: help_text("replay", "compare"),
+    "help replay reduce": lambda: help_text("replay", "reduce"),
+    "help replay pack": lambda: help_text("replay", "pack"),
     "help replay convert": lambda: help_text("replay", "convert"),
     "help doctor": lambda: help_text("doctor"),
     "help config": lambda: help_text("config"),
