@@ -103,7 +103,7 @@ def page(costs: list[Cost], load: float, command: str) -> str:
         "# What recording costs",
         "",
         f"Written by `{command}` ({datetime.now(UTC):%Y-%m-%d %H:%M} UTC). A request of {len(BODY)} bytes",
-        "is recorded as the content mode has it, and its answer: two records, two `put` on the event loop, and a thread",
+        "is recorded as the content mode has it, and its answer: two records, two `put` on the event loop, a thread",
         "that writes them.",
         "",
         f"Machine: {machine()}; load average at the start {load:.1f}, so that a p99 says more of the neighbours.",

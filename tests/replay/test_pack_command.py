@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import gzip
+import http.client
 import http.server
+import io
 import json
 import re
 import subprocess
@@ -238,6 +241,54 @@ def test_a_server_without_counts_is_asked_again_and_its_tokens_are_spread() -> N
     assert (whole["error"], whole["counted"]) == (None, False)
     assert [tokens for _, tokens in whole["events"]] == [1.0, 3.0, 3.0]
     assert cut["error"] == "the stream was cut"
+
+
+CAPTURES = Path(__file__).parents[1] / "data/tap"
+
+
+class _Captured:
+    """A socket that has received these bytes."""
+
+    def __init__(self, received: bytes) -> None:
+        self._received = received
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(io.BytesIO(self._received))
+
+
+def read_capture(name: str) -> dict[str, Any]:
+    """What the program makes of a response of a real vLLM."""
+    answer = http.client.HTTPResponse(_Captured(gzip.decompress((CAPTURES / name).read_bytes())))  # type: ignore[arg-type]
+    answer.begin()
+    told: dict[str, Any] = {"started": 0.0, "events": [], "error": None, "usage": {}, "counted": True}
+    try:
+        script._read_events(answer, told)
+    except (http.client.HTTPException, ValueError) as error:
+        told["error"] = str(error)
+    script._spread_tokens(told)
+    return told
+
+
+@pytest.mark.parametrize("route", ["chat", "completion"])
+def test_real_answers_with_counts_by_event_are_read_exactly(route: str) -> None:
+    told = read_capture(f"dflash_trained_{route}_stream.raw.gz")
+    assert (told["error"], told["counted"]) == (None, True)
+    assert sum(tokens for _, tokens in told["events"]) == told["usage"]["completion_tokens"]
+    assert max(tokens for _, tokens in told["events"]) > 1, "an event is a verify step"
+
+
+def test_real_answers_without_counts_by_event_have_the_mean_in_each() -> None:
+    told = read_capture("dflash_trained_chat_stream_usage_only.raw.gz")
+    assert (told["error"], told["counted"]) == (None, False)
+    assert sum(tokens for _, tokens in told["events"]) == pytest.approx(told["usage"]["completion_tokens"])
+    silent = read_capture("dflash_trained_chat_stream_plain.raw.gz")
+    assert (silent["error"], silent["events"]) == (None, [])
+
+
+@pytest.mark.parametrize("capture", sorted(path.name for path in CAPTURES.glob("kill_*_stream.raw.gz")))
+def test_real_answers_of_killed_engines_are_failures(capture: str) -> None:
+    drained = "_st20_" in capture
+    assert (read_capture(capture)["error"] is None) == drained, "with a shutdown time-out the answer was finished"
 
 
 # ---- what is in the file ---------------------------------------------------------------------------------------------
