@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
@@ -25,6 +26,8 @@ from replay.schedule import plan, recorded_concurrency
 BEGIN_MARK, END_MARK = "# ---- the data: begin\n", "# ---- the data: end\n"
 LONG_TEXT_CHARACTERS = 40
 """A text that is longer stands in the file once, however often it is sent."""
+_SECRET_OPTION = re.compile(r"(--(?:api[-_]key|hf[-_]token)[= ]\s*)(?:'[^']*'|\"[^\"]*\"|\S+)")
+"""Options of a serve command whose values must not be handed on."""
 MODEL = "model"
 """Stands for a model whose name was not recorded; the program asks for the only one that a server has."""
 
@@ -57,7 +60,7 @@ def pack(recorded: Recorded, packing: Packing) -> tuple[str, list[str]]:
         "tool_version": recorded.header.tool_version if recorded.header else "unknown",
         "session": recorded.header.session_id if recorded.header else "unknown",
         "text": packing.with_text and any(_recorded_text(one) for one in exchanges) and not _all_made_up(recorded),
-        "serve_command": packing.serve_command,
+        "serve_command": _without_secrets(packing.serve_command),
         "environment": _environment(recorded),
         "expected": expected_of(exchanges, cause),
         "requests": _requests(exchanges, bodies, texts, times=times),
@@ -96,6 +99,10 @@ def _cause(recorded: Recorded) -> Cause:
     raise NothingExpected("it shows no collapse: there is nothing to reproduce")
 
 
+def _without_secrets(command: str | None) -> str | None:
+    return None if command is None else _SECRET_OPTION.sub(r"\1***", command)
+
+
 def _recorded_text(exchange: Exchange) -> bool:
     return exchange.request.prompt is not None and exchange.request.prompt.body is not None
 
@@ -128,6 +135,9 @@ def _bodies(recorded: Recorded, packing: Packing) -> tuple[dict[int, dict[str, A
     for index, exchange in enumerate(exchanges):
         if exchange.request.facts.route not in ("chat", "completions"):
             skipped[f"{exchange.request.path}: only chat and completions show their steps"] += 1
+            continue
+        if exchange.request.facts.n > 1:
+            skipped["several answers in one stream (n): their steps cannot be told apart"] += 1
             continue
         source = None if as_it_is and _recorded_text(exchange) else made_up
         try:

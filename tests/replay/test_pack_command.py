@@ -330,6 +330,18 @@ def test_recorded_text_stays_out_unless_asked_for(tmp_path: Path) -> None:
     assert compile(given.read_text(), str(given), "exec")
 
 
+def test_keys_in_the_serve_command_stay_out(tmp_path: Path) -> None:
+    file = packed(tmp_path, "--serve-command", "vllm serve m --api-key 's e c' --hf-token=abc --port 8000")
+    assert data_of(file)["serve_command"] == "vllm serve m --api-key *** --hf-token=*** --port 8000"
+
+
+def test_several_answers_in_one_stream_are_left_out(tmp_path: Path) -> None:
+    whole = measured("cycle", 12)
+    asked = [one.request for one in (exchange(0, 0.0, n=2), *(exchange(index, 1.0 * index) for index in range(1, 12)))]
+    exchanges = [Exchange(request=request, response=one.response) for request, one in zip(asked, whole, strict=True)]
+    assert len(data_of(packed(tmp_path, exchanges=exchanges))["requests"]) == 11
+
+
 def test_what_a_reduction_made_up_is_sent_as_it_was_tried(tmp_path: Path) -> None:
     from replay.session.schema import EventRecord, SessionHeader, encode
     from replay.session.writer import SessionWriter
