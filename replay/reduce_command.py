@@ -42,6 +42,7 @@ SAME_PROCESS = "--reset left the engine's process running: what it keeps in memo
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", required=True, help="Must be new.")
 @click.option("--reset", metavar="COMMAND", help="Puts the engine back before each trial; run without a shell.")
 @click.option("--ready-seconds", type=POSITIVE, default=600.0, show_default=True, help="Longest wait after --reset.")
+@click.option("--back-to-back", is_flag=True, help="Leave recorded times out from the beginning.")
 @click.option("--keep-content", is_flag=True, help="Do not try one prompt repeated.")
 @click.option("--max-trials", type=_COUNT, default=100, show_default=True)
 @click.option("--max-seconds", type=POSITIVE, default=3600.0, show_default=True, help="No trial begins after that.")
@@ -88,7 +89,8 @@ async def _reduce(
     if not exchanges:
         raise SessionError("the session holds no request: nothing to reduce")
     options = _options(given)
-    source = source_of(recorded, options) | {name: given[name] for name in ("reset", "keep_content", "cache")}
+    told = ("reset", "back_to_back", "keep_content", "cache")
+    source = source_of(recorded, options) | {name: given[name] for name in told}
     async with TargetClient(url, **client_options) as client:  # type: ignore[arg-type]
         model = await model_for(client, options.overrides.model, exchanges[0].request.facts.model)
         options = msgspec.structs.replace(options, overrides=msgspec.structs.replace(options.overrides, model=model))
@@ -108,7 +110,10 @@ async def _reduce(
         Laboratory(url, prepared, reset, salted=given["cache"] == "salt", client_options=client_options),
         store,
         _plan(exchanges, prepared, keep_content=given["keep_content"]),
-        Candidate(requests=tuple(sorted(prepared.jobs)), timing=Timing.RECORDED),
+        Candidate(
+            requests=tuple(sorted(prepared.jobs)),
+            timing=Timing.BACK_TO_BACK if given["back_to_back"] else Timing.RECORDED,
+        ),
         budget,
         say=lambda line: click.echo(line, err=True),
     )

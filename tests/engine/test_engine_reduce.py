@@ -69,8 +69,8 @@ async def test_a_cycle_of_a_real_engine_is_reduced_packed_and_reproduced(
     # The plug-in counts anew when its file was changed: what a restart would do, in less time.
     reset = f"touch {dflash_engine.log_file.with_name('acceptance.json')}"
     source = session(tmp_path / "source", dflash_engine.model)
-    place = ("--target", dflash_engine.base_url, "-o", tmp_path / "reduced", "--reset", reset, "--time-scale", 10)
-    ran = await replay("reduce", source, *place, "--max-lateness-seconds", 1000, "--json")
+    place = ("--target", dflash_engine.base_url, "-o", tmp_path / "reduced", "--reset", reset)
+    ran = await replay("reduce", source, *place, "--back-to-back", "--json")
     print(ran.stderr)
     assert ran.exit_code == 0, ran.output
     found = json.loads(ran.stdout)

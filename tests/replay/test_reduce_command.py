@@ -132,6 +132,15 @@ async def test_a_healthy_engine_gives_nothing_to_reduce(source: Path, tmp_path: 
     assert not (tmp_path / "out" / "reduced.jsonl.zst").exists()
 
 
+async def test_recorded_times_can_be_left_out_from_the_beginning(tmp_path: Path) -> None:
+    exchanges = [exchange(index, 10.0 + 3600 * index, completion_tokens=TOKENS) for index in range(7)]
+    source = write_exchanges(tmp_path / "source", exchanges)
+    async with restartable(published) as engine:
+        ran = await reduce(source, engine, tmp_path / "out", "--back-to-back", "--json")
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(ran.stdout)["requests"] == 6
+
+
 async def test_without_a_reset_the_command_says_what_that_costs(source: Path, tmp_path: Path) -> None:
     async with serving(published()) as url:
         ran = await reduce(source, url, tmp_path / "out", "--max-trials", 3)
