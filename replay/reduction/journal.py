@@ -76,6 +76,8 @@ class Journal:
         """The journal of a reduction that was broken off. Raises JournalError; a torn last line is left out."""
         try:
             first, *lines = path.read_bytes().split(b"\n")
+            if not lines:
+                raise ValueError("its first line is torn")
             begun = msgspec.json.decode(first, type=_Begin)
             # What comes after the last line end is torn, and most often empty.
             trials = [msgspec.json.decode(line, type=Trial) for line in lines[:-1]]

@@ -49,9 +49,13 @@ class Store:
         """A new directory, or one to go on with. Raises JournalError and OSError."""
         if not resume and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise JournalError(f"{directory}: is in use: --resume goes on with a reduction, or choose another -o")
-        (directory / TRIALS).mkdir(mode=0o700, parents=True, exist_ok=True)
         path = directory / JOURNAL
-        journal = Journal.resume(path, source) if resume else Journal.begin(path, source)
+        if resume:
+            journal = Journal.resume(path, source)
+        else:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            journal = Journal.begin(path, source)
+        (directory / TRIALS).mkdir(mode=0o700, exist_ok=True)
         header = SessionHeader(
             tool_version=version("specbreaker"),
             session_id=hashlib.sha256(msgspec.json.encode(source)).hexdigest()[:16],

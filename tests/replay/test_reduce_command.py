@@ -196,6 +196,14 @@ async def test_ctrl_c_leaves_the_best_so_far_as_a_valid_session(source: Path, tm
     assert json.loads(ran.stdout)["requests"] == 6
 
 
+async def test_nothing_to_resume_leaves_nothing_behind(source: Path, tmp_path: Path) -> None:
+    async with serving(published()) as url:
+        ran = await reduce(source, url, tmp_path / "out", "--resume")
+    assert ran.exit_code == 2
+    assert "nothing to resume: " in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
 async def test_a_target_that_is_gone_is_exit_3(source: Path, tmp_path: Path) -> None:
     async with serving(published()) as url:
         pass

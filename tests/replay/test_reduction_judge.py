@@ -117,6 +117,9 @@ def test_a_journal_of_something_else_is_refused_in_a_line(tmp_path: Path) -> Non
         Journal.begin(path, {})
     with pytest.raises(JournalError, match="is of other options: resume with the same"):
         Journal.resume(path, {"options": 2})
+    path.write_bytes(path.read_bytes().rstrip())
+    with pytest.raises(JournalError, match="its first line is torn"):
+        Journal.resume(path, {})
     path.write_bytes(b"{}\n")
     with pytest.raises(JournalError, match="not the journal of a reduction"):
         Journal.resume(path, {})
