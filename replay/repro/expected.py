@@ -20,6 +20,8 @@ _FACTORS = {
     Cause.STEP_INFLATION: STEP_TIME,
 }
 _SETTLED_ROUNDS = 50
+_SHORTEST_SECONDS = 1e-6
+"""Times of events are kept to a microsecond."""
 
 
 class NothingExpected(ValueError):
@@ -71,7 +73,7 @@ def _slow(parts: Sequence[dict[str, float]], factor: str) -> list[bool]:
     if factor == ACCEPTANCE:
         speeds = [math.log(max(part["decoded"], 1) / part["steps"]) for part in parts]
     else:
-        speeds = [math.log(part["steps"] / part["seconds"]) for part in parts]
+        speeds = [math.log(part["steps"] / max(part["seconds"], _SHORTEST_SECONDS)) for part in parts]
     low, high = min(speeds), max(speeds)
     for _ in range(_SETTLED_ROUNDS):
         middle = (low + high) / 2

@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 from msgspec import structs
 from replay_samples import SYSTEM, exchange, user, write_exchanges
 
+from detector.verdict import Cause
 from replay.cli import replay_group
 from replay.emulator import Emulator, serving
 from replay.recorded import Exchange, exchange_of
@@ -448,6 +449,21 @@ def test_what_faster_steps_make_up_for_is_no_collapse() -> None:
     found = script.judge(parts, 0, 9, expected)
     assert found["verdict"] == script.INCONCLUSIVE
     assert found["reason"].startswith("slow phases have 53% of the healthy tok/s, in the recording 2")
+
+
+def test_events_that_came_all_at_once_still_count() -> None:
+    """A busy machine takes in many events at one moment: their tokens are known, their times are not."""
+    bursts = []
+    for index, one in enumerate(measured("cycle", 40)):
+        assert one.response is not None
+        first, *rest = one.response.chunk_us
+        chunk_us = (first + sum(rest), *[0] * len(rest)) if index % 3 == 0 else one.response.chunk_us
+        bursts.append(Exchange(request=one.request, response=structs.replace(one.response, chunk_us=chunk_us)))
+    expected, whole = expected_of(bursts, Cause.ACCEPTANCE_COLLAPSE), expected_of(measured("cycle", 40))
+    for clock in ("requests", "tokens", "steps"):
+        lengths = [run[clock] for run in expected["healthy_stretches"]]
+        assert lengths == pytest.approx([run[clock] for run in whole["healthy_stretches"]])
+    assert judged(bursts, whole)["verdict"] == script.REPRODUCED
 
 
 def test_what_is_expected_comes_from_the_recording() -> None:
