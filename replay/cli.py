@@ -11,7 +11,7 @@ from replay.reduce_command import reduce_command
 from replay.run_command import run_command
 
 
-@click.group("replay")
+@click.group("replay", context_settings={"help_option_names": ["-h", "--help"]})
 def replay_group() -> None:
     """Replay a recorded session, compare two, convert others' recordings."""
 

@@ -16,7 +16,7 @@ _COLUMNS = ("onset", "detected", "end", "cause", "A", "step ms", "tokens lost")
 """Requests count from 0; ``5+12`` is verify step 12 of request 5."""
 
 
-@click.command("detect")
+@click.command("detect", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.option("--series", help="Which series of a CSV, or which backend of a session, where there are several.")

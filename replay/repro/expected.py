@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from detector.observation import Observation, Source
 from detector.verdict import Cause
 from replay.recorded import Exchange
 from replay.repro import script
@@ -20,6 +21,8 @@ _FACTORS = {
     Cause.STEP_INFLATION: STEP_TIME,
 }
 _SETTLED_ROUNDS = 50
+_BURST_SHARE = 0.5
+"""Events that span less of the decode time came at once."""
 _SHORTEST_SECONDS = 1e-6
 """Times of events are kept to a microsecond."""
 
@@ -46,6 +49,8 @@ def expected_of(exchanges: Sequence[Exchange], cause: Cause = Cause.UNKNOWN) -> 
     healthy_figures, slow_figures = (
         script.figures([part for part, its in zip(parts, slow, strict=True) if its is which]) for which in (False, True)
     )
+    if not healthy_figures["tok_s"] or not slow_figures["tok_s"]:
+        raise NothingExpected("its events came all at once: record it on a machine that is less busy")
     longest = {clock: max(lengths[clock] for lengths in healthy) for clock in script.CLOCKS}
     whole = sum(lengths["requests"] for _, lengths in runs)
     rounds = math.ceil(MAX_ROUNDS * script.WAITED_STRETCHES * longest["requests"] / whole)
@@ -61,11 +66,25 @@ def expected_of(exchanges: Sequence[Exchange], cause: Cause = Cause.UNKNOWN) -> 
 
 
 def segments_of(exchange: Exchange) -> list[dict[str, float]]:
-    """An answer's segments; none where the tokens of an event are not known."""
-    steps = exchange.steps
-    if exchange.observation is None or any(step.tokens is None for step in steps):
+    """An answer's segments; none where the tokens of an event are not known.
+
+    Where a busy machine took in the events of an answer at once, the engine's own decode time is spread over them.
+    """
+    answer, steps = exchange.observation, exchange.steps
+    if answer is None or len(steps) < 2 or any(step.tokens is None for step in steps):
         return []
-    return script.segments(exchange.observation.started, [(step.at, float(step.tokens or 0)) for step in steps])
+    times, counts = [step.at for step in steps], [float(step.tokens or 0) for step in steps]
+    seconds = _engine_seconds(answer, sum(counts[1:]))
+    if times[-1] - times[0] < _BURST_SHARE * seconds:
+        begin = answer.started + (answer.ttft_seconds or 0.0)
+        times = [begin + seconds * index / (len(times) - 1) for index in range(len(times))]
+    return script.segments(answer.started, list(zip(times, counts, strict=True)))
+
+
+def _engine_seconds(answer: Observation, tokens: float) -> float:
+    """Decode time by the engine's own account; 0 where it gave none."""
+    rate = answer.decode_tokens_per_second
+    return tokens / rate if rate and answer.rate_source is Source.ENGINE else 0.0
 
 
 def _slow(parts: Sequence[dict[str, float]], factor: str) -> list[bool]:

@@ -193,7 +193,8 @@ def _decide(found: dict[str, Any], failed: int, sent: int, expected: dict[str, A
     collapses = [lengths for is_slow, lengths in runs[:-1] if not is_slow]
     if not collapses:
         return _without_collapse(healthy[-1], expected)
-    ratio, recorded = found["slow"]["tok_s"] / found["healthy"]["tok_s"], _ratio(expected)
+    rates, recorded = (found["slow"]["tok_s"], found["healthy"]["tok_s"]), _ratio(expected)
+    ratio = rates[0] / rates[1] if all(rates) else 0.0  # not known where all events came at once
     if ratio > math.sqrt(recorded):
         return INCONCLUSIVE, f"slow phases have {ratio:.0%} of the healthy tok/s, in the recording {recorded:.0%}"
     said = f"{len(collapses)} collapse(s)"
@@ -213,7 +214,8 @@ def _decide(found: dict[str, Any], failed: int, sent: int, expected: dict[str, A
 
 
 def _without_collapse(healthy: dict[str, float], expected: dict[str, Any]) -> tuple[str, str]:
-    waited = min(healthy[clock] / expected["longest_healthy"][clock] for clock in CLOCKS)
+    longest = expected["longest_healthy"]
+    waited = min(healthy[clock] / longest[clock] for clock in CLOCKS if longest[clock] > 0)
     said = f"{waited:.1f} of the recording's longest healthy stretches without a collapse"
     if waited >= WAITED_STRETCHES:
         return NOT_REPRODUCED, said

@@ -463,6 +463,7 @@ def test_events_that_came_all_at_once_still_count() -> None:
     for clock in ("requests", "tokens", "steps"):
         lengths = [run[clock] for run in expected["healthy_stretches"]]
         assert lengths == pytest.approx([run[clock] for run in whole["healthy_stretches"]])
+    assert expected["healthy"]["tok_s"] == pytest.approx(whole["healthy"]["tok_s"], rel=0.05)
     assert judged(bursts, whole)["verdict"] == script.REPRODUCED
 
 
