@@ -106,7 +106,8 @@ def page(costs: list[Cost], load: float, command: str) -> str:
         "is recorded as the content mode has it, and its answer: two records, two `put` on the event loop, a thread",
         "that writes them.",
         "",
-        f"Machine: {machine()}; load average at the start {load:.1f}, so that a p99 says more of the neighbours.",
+        f"Machine: {machine()}; niceness {os.nice(0)}; load average at the start {load:.1f}, so that",
+        "a p99 says more of the neighbours.",
         "",
         "| content | events of an answer | requests/s | `put`, us | `put` p99, us | thread, us a record "
         "| CPU of a request, us | bytes a record | dropped |",
