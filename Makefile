@@ -68,6 +68,7 @@ bench-supervise: $(VENV)/.installed  ## restarts at other levels on a real engin
 
 operations: $(VENV)/.installed  ## alerts, dashboards and deployment on real Prometheus, Alertmanager, HAProxy, Envoy and Helm
 	deploy/install-tools.sh
+	tests/docs/install-recipes.sh
 	$(BIN)/pytest -m operations $(ARGS)
 
 $(VENV)/.installed: requirements-dev.lock pyproject.toml

@@ -240,6 +240,8 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "help replay run": lambda: help_text("replay", "run"),
     "help replay compare": lambda: help_text("replay", "compare"),
     "help replay triage": lambda: help_text("replay", "triage"),
+    "help replay reduce": lambda: help_text("replay", "reduce"),
+    "help replay pack": lambda: help_text("replay", "pack"),
     "help replay convert": lambda: help_text("replay", "convert"),
     "help report": lambda: help_text("report"),
     "help tune": lambda: help_text("tune"),

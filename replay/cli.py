@@ -7,6 +7,8 @@ import click
 from replay.compare_command import compare_command
 from replay.convert_command import convert_command
 from replay.help_options import HELP_OPTIONS
+from replay.pack_command import pack_command
+from replay.reduce_command import reduce_command
 from replay.run_command import run_command
 from replay.triage_command import triage_command
 
@@ -19,4 +21,6 @@ def replay_group() -> None:
 replay_group.add_command(run_command)
 replay_group.add_command(compare_command)
 replay_group.add_command(triage_command)
+replay_group.add_command(reduce_command)
+replay_group.add_command(pack_command)
 replay_group.add_command(convert_command)

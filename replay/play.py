@@ -22,7 +22,7 @@ from replay.session.reader import SessionError
 from replay.session.recorder import BackgroundRecorder
 from replay.session.schema import ContentMode, EngineRecord
 from replay.tally import Tally
-from replay.target import TargetRefuses, engine_sample, engine_version, reset_cache, served_models
+from replay.target import engine_sample, engine_version, model_for, reset_cache
 
 
 class PlaySettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +72,7 @@ async def play(recorded: Recorded, client: TargetClient, options: ReplayOptions,
         result_session.check_new(settings.directory)
     session_id = resumed.session_id if resumed else result_session.new_session_id()
     async with client:
-        model = await _model(client, options.overrides.model, exchanges[0].request.facts.model)
+        model = await model_for(client, options.overrides.model, exchanges[0].request.facts.model)
         options = msgspec.structs.replace(options, overrides=msgspec.structs.replace(options.overrides, model=model))
         prepared = await prepare(exchanges, options, client, salt=f"{session_id}-{time.time_ns():x}")
         if not prepared.jobs:
@@ -89,16 +89,6 @@ async def play(recorded: Recorded, client: TargetClient, options: ReplayOptions,
             return await _run(client, recorder, prepared, done, tally, [*recorded.notes], settings)
         finally:
             await asyncio.to_thread(recorder.close)
-
-
-async def _model(client: TargetClient, asked: str | None, recorded: str | None) -> str | None:
-    """The model to ask for; None: whatever each request was recorded with."""
-    served = await served_models(client)
-    if asked is not None or not served or recorded in served:
-        return asked
-    if len(served) == 1:
-        return served[0]
-    raise TargetRefuses(f"{client.url}: serves {', '.join(served[:8])}, not {recorded}: choose with --model")
 
 
 async def _run(

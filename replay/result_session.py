@@ -35,7 +35,7 @@ class ResumeError(ValueError):
     """The directory does not hold what could be resumed, or holds something that is in the way: one line."""
 
 
-def source_of(recorded: Recorded, options: ReplayOptions, arm: str | None) -> dict[str, Any]:
+def source_of(recorded: Recorded, options: ReplayOptions, arm: str | None = None) -> dict[str, Any]:
     """What a run replays and how, as the fields of its first event; a resumed run must have the same."""
     header = recorded.header
     return {

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections import defaultdict, deque
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -15,8 +15,7 @@ from detector.observation import Ending
 from detector.tap.request import read_request
 from replay.client import Sent, TargetClient
 from replay.schedule import Send
-from replay.session.recorder import BackgroundRecorder
-from replay.session.schema import RequestRecord
+from replay.session.schema import Record, RequestRecord
 from replay.tally import Tally
 
 MAX_CONNECT_FAILURES = 5
@@ -24,7 +23,15 @@ MAX_CONNECT_FAILURES = 5
 LEAD_SECONDS = 0.05
 """From the start of a run to its first request, so that no request is late because others were being prepared."""
 
-Stopped = Literal["interrupted", "unreachable"]
+Stopped = Literal["interrupted", "unreachable", "decided"]
+"""decided: whoever takes the records has seen enough."""
+
+
+class Records(Protocol):
+    """Takes what happens in a run."""
+
+    def put(self, record: Record, body: bytes | None = None, /) -> Any:
+        """The next record; body: that of a request. Never blocks."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +50,7 @@ class ReplayRun:
     def __init__(
         self,
         client: TargetClient,
-        recorder: BackgroundRecorder,
+        recorder: Records,
         jobs: Mapping[int, Job],
         sends: Sequence[Send],
         tally: Tally,

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from replay import progress
-from replay.bodies import CacheMode, Length, Overrides
+from replay.bodies import CacheMode
 from replay.client import TargetClient
 from replay.play import Outcome, PlaySettings, play
 from replay.prepare import PromptMode, ReplayOptions
@@ -21,21 +21,7 @@ from replay.schedule import Schedule
 from replay.session.reader import SessionError
 from replay.session.schema import ContentMode
 from replay.target import TargetRefuses, TargetUnreachable
-from replay.target_options import api_key_of, url_of
-
-
-def _tokens(_context: click.Context, parameter: click.Parameter, value: str | None) -> Length | None:
-    """A number of tokens, or the word ``recorded``."""
-    if value is None:
-        return None
-    if value == "recorded":
-        return "recorded"
-    if not value.isdigit() or int(value) < 1:
-        raise click.BadParameter(f"{value!r} is neither a number above 0 nor 'recorded'", param=parameter)
-    return int(value)
-
-
-_positive = click.FloatRange(min=0, min_open=True)
+from replay.target_options import POSITIVE, api_key_of, overrides_of, prompt_options, url_of
 
 
 @click.command("run")
@@ -46,23 +32,17 @@ _positive = click.FloatRange(min=0, min_open=True)
 @click.option("--schedule", type=click.Choice(["open", "closed", "dependent"]), default="open", show_default=True)
 @click.option("--concurrency", type=click.IntRange(min=1), help="With closed [default: as recorded].")
 @click.option("--pauses/--no-pauses", default=False, help="With closed: clients pause as recorded [default: no].")
-@click.option("--time-scale", type=_positive, default=1.0, show_default=True, help="Recorded seconds per second.")
+@click.option("--time-scale", type=POSITIVE, default=1.0, show_default=True, help="Recorded seconds per second.")
 @click.option("--requests", type=click.IntRange(min=1), metavar="N", help="Only the first N requests.")
-@click.option("--temperature", type=click.FloatRange(min=0), help="[default: as recorded]")
-@click.option("--seed", type=int, help="[default: as recorded]")
-@click.option("--min-tokens", callback=_tokens, metavar="N|recorded", help="[default: as recorded]")
-@click.option("--max-tokens", callback=_tokens, metavar="N|recorded", help="[default: as recorded]")
-@click.option("--ignore-eos/--no-ignore-eos", default=None, help="[default: as recorded]")
-@click.option("--prompts", type=click.Choice(["auto", "recorded", "synthetic"]), default="auto", show_default=True)
-@click.option("--prompt-seed", default=0, show_default=True, help="Synthetic prompts depend on nothing else.")
+@prompt_options
 @click.option("--cache", type=click.Choice(["keep", "salt", "reset"]), default="keep", show_default=True)
 @click.option("--reset-route", default="/reset_prefix_cache", show_default=True, help="POST, with --cache reset.")
 @click.option("--reset-command", metavar="COMMAND", help="Run instead of the POST; without a shell.")
 @click.option("--token-counts/--no-token-counts", default=True, help="Ask for usage on every event [default: yes].")
 @click.option("--content", type=click.Choice([mode.value for mode in ContentMode]), default="none", show_default=True)
 @click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the target's key.")
-@click.option("--timeout-seconds", type=_positive, default=600.0, show_default=True, help="Longest silence.")
-@click.option("--max-lateness-seconds", type=_positive, default=0.05, show_default=True, help="p99, else invalid.")
+@click.option("--timeout-seconds", type=POSITIVE, default=600.0, show_default=True, help="Longest silence.")
+@click.option("--max-lateness-seconds", type=POSITIVE, default=0.05, show_default=True, help="p99, else invalid.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def run_command(
@@ -103,12 +83,11 @@ def _options(given: dict[str, Any]) -> ReplayOptions:
         raise click.UsageError("--pauses: only with --schedule closed")
     if given["reset_command"] is not None and cache != "reset":
         raise click.UsageError("--reset-command: only with --cache reset")
-    overrides = {name: given[name] for name in Overrides.__struct_fields__}
     return ReplayOptions(
         schedule=schedule,
         cache=cache,
         prompts=prompts,
-        overrides=Overrides(**overrides),
+        overrides=overrides_of(given),
         **{name: given[name] for name in ("time_scale", "concurrency", "pauses", "prompt_seed", "requests")},
     )
 

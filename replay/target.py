@@ -21,6 +21,7 @@ _PROBES = ((1, 1), (1, 3), (3, 3))
 
 The second differs from the first in its words only, the third from the second in its messages only."""
 _COMMAND_TIMEOUT_SECONDS = 600.0
+_STANDARD_ERROR = 2
 
 
 class TargetUnreachable(Exception):
@@ -165,18 +166,20 @@ async def reset_cache(client: TargetClient, route: str, command: str | None) -> 
 
 
 async def run_program(option: str, command: str) -> None:
-    """Run the command of an option without a shell and wait for its end. Raises TargetRefuses."""
-    words = shlex.split(command)
+    """Run the command that an option gave, without a shell; it prints to standard error. Raises TargetRefuses."""
     try:
-        process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL)
-    except (OSError, IndexError, TypeError) as error:
+        words = shlex.split(command)
+        process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL, stdout=_STANDARD_ERROR)
+    except (OSError, IndexError, TypeError, ValueError) as error:
         raise TargetRefuses(f"{option}: {command!r} cannot be run: {error}") from error
     try:
         status = await asyncio.wait_for(process.wait(), _COMMAND_TIMEOUT_SECONDS)
     except TimeoutError:
-        process.kill()
-        await process.wait()
         raise TargetRefuses(f"{option}: not done after {_COMMAND_TIMEOUT_SECONDS:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     if status != 0:
         raise TargetRefuses(f"{option}: exit status {status}")
 
@@ -187,3 +190,13 @@ def _message(answer: bytes) -> str:
         return str(msgspec.json.decode(answer)["error"]["message"])[:200]
     except (ValueError, KeyError, TypeError):
         return answer[:200].decode(errors="replace")
+
+
+async def model_for(client: TargetClient, asked: str | None, recorded: str | None) -> str | None:
+    """The model to ask for; None: whatever each request was recorded with. Raises TargetRefuses, TargetUnreachable."""
+    served = await served_models(client)
+    if asked is not None or not served or recorded in served:
+        return asked
+    if len(served) == 1:
+        return served[0]
+    raise TargetRefuses(f"{client.url}: serves {', '.join(served[:8])}, not {recorded}: choose with --model")

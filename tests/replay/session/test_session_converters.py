@@ -8,9 +8,20 @@ from typing import Any
 import pytest
 from session_samples import request_record
 
+from replay.recorded import read_recorded
+from replay.session import converters as converters_module
+from replay.session import reader
 from replay.session.converters import CONVERTERS, Converter, convert, missing_converter
 from replay.session.reader import SessionError, read_session
-from replay.session.schema import FORMAT_MAJOR, RequestRecord, SessionHeader, encode
+from replay.session.schema import (
+    FORMAT_MAJOR,
+    RequestRecord,
+    ResponseRecord,
+    SessionHeader,
+    UnknownRecord,
+    encode,
+    steps_of,
+)
 
 
 def from_version_0(record: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +70,43 @@ def test_without_a_converter_the_file_is_refused_with_the_way_out(tmp_path: Path
     path = version_0_file(tmp_path / "f", version_0_request(1.0))
     with pytest.raises(SessionError, match="nothing converts from version 0: use an older specbreaker"):
         read_session(path)
+
+
+FIRST_VERSION = Path(__file__).parents[2] / "data/sessions/first_version.jsonl.zst"
+"""Recorded by the first version of this program that could."""
+
+
+def test_a_recording_of_the_first_version_is_read_whole() -> None:
+    session = read_session(FIRST_VERSION)
+    records = [entry.record for entry in session]
+    assert (session.damage, session.sealed) == ([], True)
+    answers = [record.observation for record in records if isinstance(record, ResponseRecord)]
+    assert sum(isinstance(record, RequestRecord) for record in records) == len(answers) == 8
+    assert not any(isinstance(record, UnknownRecord) for record in records)
+    assert all(answer.acceptance_length and answer.completion_tokens == 80 for answer in answers)
+    assert all(steps_of(record) for record in records if isinstance(record, ResponseRecord))
+    assert len(read_recorded(FIRST_VERSION).exchanges) == 8
+
+
+def test_a_recording_of_the_first_version_goes_through_every_converter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two versions from now: the second one renames what the first one has, the third one names it as we do."""
+    before = [entry.record for entry in read_session(FIRST_VERSION)]
+    for module in (converters_module, reader):
+        monkeypatch.setattr(module, "FORMAT_MAJOR", 3)
+
+    def renamed(record: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+        assert old in record or record["type"] not in ("request", "response")
+        return {new if name == old else name: value for name, value in record.items()}
+
+    chain: Mapping[int, Converter] = {
+        1: lambda record: renamed(record, "request_id", "id_2"),
+        2: lambda record: renamed(record, "id_2", "request_id"),
+    }
+    session = read_session(FIRST_VERSION, converters=chain)
+    assert [entry.record for entry in session] == before
+    assert session.damage == []
+    with pytest.raises(SessionError, match="nothing converts from version 2"):
+        read_session(FIRST_VERSION, converters={1: chain[1]})
 
 
 def test_converters_are_chained_in_order() -> None:

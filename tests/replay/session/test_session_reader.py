@@ -7,10 +7,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from session_samples import HEADER, RECORDS, UNTIMED, request_record, sample_records, write_session
 
+from replay.detect import detect_command
 from replay.session import frames, reader
 from replay.session.frames import zstd
 from replay.session.reader import Entry, Session, SessionError, read_session
@@ -90,31 +92,95 @@ def test_a_cut_anywhere_in_the_last_4_kb_loses_nothing_before_it(tmp_path: Path,
             assert not session.sealed or lines == original, "only the checksum of the last frame is cut"
 
 
+class Sound:
+    """A sound file, and what must be left of it after damage."""
+
+    def __init__(self, directory: Path, *, sealed: bool, answers: int = 16) -> None:
+        path = write_session(directory, sample_records(answers), sealed=True)
+        if not sealed:
+            path.with_suffix("").write_bytes(zstd.decompress(path.read_bytes()))
+            path = path.with_suffix("")
+        self.lines = [entry.raw for entry in whole(path)]
+        self.content = path.read_bytes()
+        self.damaged = path.with_stem("damaged")
+        self._ends = Ends(path)
+
+    def check(self, offset: int, damaged: bytes) -> None:
+        """Damage begins at ``offset``: the file is opened or refused, and nothing before that is lost."""
+        self.damaged.write_bytes(damaged)
+        before = self._ends.lines_before(offset)
+        try:
+            lines, session = read(self.damaged)
+        except SessionError:
+            assert before == 0, "only a damaged header may make the file unknown"
+            return
+        assert [line.rstrip() for line in lines[:before]] == [line.rstrip() for line in self.lines[:before]]
+        if lines != self.lines and before < len(self.lines) - 1:
+            assert session.damage or self.content.startswith(damaged), "a live file may end after any line"
+            assert not session.sealed
+
+    def check_bad_byte(self, offset: int, generator: random.Random) -> None:
+        bad = bytes([self.content[offset] ^ generator.randrange(1, 256)])
+        self.check(offset, self.content[:offset] + bad + self.content[offset + 1 :])
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("kilobyte", [4, 3, 2, 1])
+@pytest.mark.usefixtures("small_frames")
+def test_a_bad_byte_anywhere_in_the_last_4_kb_loses_nothing_before_it(
+    tmp_path: Path, kilobyte: int, sealed: bool
+) -> None:
+    sound, generator = Sound(tmp_path, sealed=sealed), random.Random(kilobyte)
+    begin = len(sound.content) - 1024 * kilobyte
+    assert begin > 0
+    for offset in range(begin, begin + 1024):
+        sound.check_bad_byte(offset, generator)
+
+
 @pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.usefixtures("small_frames")
 def test_a_bad_byte_at_1000_random_places_loses_nothing_before_it(tmp_path: Path, sealed: bool) -> None:
-    path = write_session(tmp_path, sample_records(16), sealed=True)
-    if not sealed:
-        path.with_suffix("").write_bytes(zstd.decompress(path.read_bytes()))
-        path = path.with_suffix("")
-    original = [entry.raw for entry in whole(path)]
-    content = path.read_bytes()
-    ends, generator = Ends(path), random.Random(2026)
-    damaged = path.with_stem("damaged")
+    sound, generator = Sound(tmp_path, sealed=sealed), random.Random(2026)
     for _ in range(1000):
-        offset = generator.randrange(len(content))
-        bad = bytes([content[offset] ^ generator.randrange(1, 256)])
-        damaged.write_bytes(content[:offset] + bad + content[offset + 1 :])
-        before = ends.lines_before(offset)
-        try:
-            lines, session = read(damaged)
-        except SessionError:
-            assert before == 0, "only a damaged header may make the file unknown"
-            continue
-        assert lines[:before] == original[:before]
-        if lines != original and before < len(original) - 1:
-            assert session.damage
-            assert not session.sealed
+        sound.check_bad_byte(generator.randrange(len(sound.content)), generator)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.usefixtures("small_frames")
+def test_a_cut_at_1000_random_places_loses_nothing_before_it(tmp_path: Path, sealed: bool) -> None:
+    sound, generator = Sound(tmp_path, sealed=sealed), random.Random(2027)
+    for _ in range(1000):
+        size = generator.randrange(len(sound.content))
+        sound.check(size, sound.content[:size])
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.usefixtures("small_frames")
+def test_a_lost_sector_loses_nothing_before_it(tmp_path: Path, sealed: bool) -> None:
+    """A disk gives zeros for a sector that it cannot read, or that was never written."""
+    sound = Sound(tmp_path, sealed=sealed)
+    for offset in range(0, len(sound.content), 512):
+        lost = bytes(len(sound.content[offset : offset + 512]))
+        sound.check(offset, sound.content[:offset] + lost + sound.content[offset + 512 :])
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.usefixtures("small_frames")
+def test_commands_open_a_damaged_file_or_refuse_it_with_one_line(tmp_path: Path, sealed: bool) -> None:
+    sound, generator = Sound(tmp_path, sealed=sealed, answers=3), random.Random(2028)
+    exit_codes = set()
+    for number in range(24):
+        offset = number if number < 8 else generator.randrange(len(sound.content))
+        rest = b"" if number % 2 else b"\x00" + sound.content[offset + 1 :]
+        sound.damaged.write_bytes(sound.content[:offset] + rest)
+        ran = CliRunner().invoke(detect_command, [str(sound.damaged)])
+        exit_codes.add(ran.exit_code)
+        assert isinstance(ran.exception, SystemExit | None), offset
+        if ran.exit_code == 2:
+            assert len(ran.stderr.splitlines()) == 1
+            assert str(sound.damaged) in ran.stderr
+    assert exit_codes <= {0, 1, 2}
+    assert {0, 2} <= exit_codes
 
 
 def test_damage_in_the_middle_costs_its_lines_only(tmp_path: Path) -> None:
