@@ -141,7 +141,8 @@ def _vllm_bench(work: Path, name: str, route: str, kind: str, options: Sequence[
         target = ["--backend", kind, "--base-url", url, "--endpoint", route, "--model", MODEL]
         _run(work, tool("vllm"), "bench", "serve", *target, "--tokenizer", TOKENIZER, *options, *saved)
     (result,) = results.glob("*.json")
-    return _read(work / f"{name}-seen", result)
+    run = _read(work / f"{name}-seen", result)
+    return Run(run.seen[-len(run.told) :], run.told)  # the first one that it sends is a trial
 
 
 def guidellm(work: Path, name: str, *options: str) -> Run:
@@ -182,9 +183,7 @@ def _run(work: Path, *command: str) -> None:
 
 
 def _read(seen: Path, told: Path) -> Run:
-    """The last requests that the proxy saw: some tools try the server with a request of their own first."""
-    written = read_recording(told).exchanges
-    return Run(read_recording(seen).exchanges[-len(written) :], written)
+    return Run(read_recording(seen).exchanges, read_recording(told).exchanges)
 
 
 def body(exchange: Exchange) -> dict[str, object]:
