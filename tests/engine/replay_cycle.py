@@ -8,12 +8,17 @@ stays the target's own. The replay against an engine that is left alone sends th
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
+import os
+import platform
 import re
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,28 @@ CYCLES: dict[str, dict[str, Any]] = {
     "tokens": {"clock": "tokens", "cycle": [{"length": 330}, {"length": 150, **COLLAPSE}]},
 }
 """By clock: about eight requests a turn. On that of tokens, a collapse begins in the middle of an answer."""
+
+
+SAME = "the same cycle"
+PAGE = """# A cycle of a real engine, recorded, replayed, compared
+
+Written by `python -m tests.engine.replay_cycle --requests {requests}` (`make replay-engine`). {date}, {machine}, load {load}
+at the start.
+
+vLLM 0.32.0 on the CPU, DFlash K=7, a model of 0.9 M parameters, with the plug-in of [engine faults](../engine-faults.md).
+{requests} requests of {tokens} tokens, one after the other, are recorded through the proxy, then replayed on the same engine
+with the same schedule (`replay run --schedule closed`), and on an engine started without `SPECBREAKER_FAULTS`. Schedules:
+
+{cycles}
+
+| clock | replayed on | `replay compare` | why |
+|---|---|---|---|
+{rows}
+
+| clock | side | collapses | healthy tok/s | A | slow tok/s | A |
+|---|---|---|---|---|---|---|
+{sides}
+"""
 
 
 class Compared(msgspec.Struct):
@@ -103,7 +130,7 @@ async def record_and_replay(engine: EngineServer, clock: str, requests: int, dir
     async with recording(engine.base_url, recorded) as url:
         await ask(url, requests)
     engine.set_faults(CYCLES[clock])
-    return await replay(engine, clock, "the same cycle", recorded, directory / f"{clock}-b")
+    return await replay(engine, clock, SAME, recorded, directory / f"{clock}-b")
 
 
 async def replay(engine: EngineServer, clock: str, name: str, recorded: Path, replayed: Path) -> Compared:
@@ -126,3 +153,51 @@ async def run(requests: int, clocks: Sequence[str], directory: Path) -> list[Com
                 await replay(engine, clock, "left alone", directory / f"{clock}-a", directory / f"{clock}-c")
             )
     return compared
+
+
+def page(compared: Sequence[Compared], requests: int, load: float) -> str:
+    """The results as Markdown."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    machine = f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    rows = [f"| {one.clock} | {one.engine} | {one.verdict} | {one.answer['reasons'][0]} |" for one in compared]
+    sides = [
+        f"| {one.clock} | {name} | {_side(one.answer[side])} |"
+        for one in compared
+        for side, name in (("a", "recorded"), ("b", f"replayed, {one.engine}"))
+        if side == "b" or one.engine == SAME
+    ]
+    return PAGE.format(
+        date=f"{datetime.now(UTC):%Y-%m-%d}",
+        machine=machine,
+        load=f"{load:.1f}",
+        requests=requests,
+        tokens=TOKENS,
+        cycles="\n".join(f"- `{json.dumps(schedule)}`" for schedule in CYCLES.values()),
+        rows="\n".join(rows),
+        sides="\n".join(sides),
+    )
+
+
+def _side(side: dict[str, Any]) -> str:
+    def figures(part: dict[str, Any] | None) -> str:
+        if not part or not part.get("acceptance_length"):
+            return "|"
+        return f"{part['tokens_per_second']:.0f} | {part['acceptance_length']:.2f}"
+
+    return f"{side['onsets']} | {figures(side.get('healthy'))} | {figures(side.get('slow'))}"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--output", type=Path, default=Path("docs/results/replay-engine.md"))
+    options = parser.parse_args()
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="specbreaker-replay-") as directory:
+        compared = asyncio.run(run(options.requests, list(CYCLES), Path(directory)))
+    options.output.write_text(page(compared, options.requests, load))
+
+
+if __name__ == "__main__":
+    main()

@@ -25,8 +25,8 @@ from tests.interchange.tools import Run, body, convert
 PAGE = """# Interchange with real tools
 
 Written by `python -m tests.interchange.page`, after `make interchange`, which asserts the counts. {date}, {machine},
-load {load} at the start. aiperf 0.13.0, guidellm 0.8.1, `vllm bench serve` of vLLM 0.32.0; the proxy in front of the emulated
-engine; {requests} requests with text.
+load {load} at the start. aiperf 0.13.0, guidellm 0.8.1, `vllm bench serve` of vLLM 0.32.0; the proxy in front of the
+emulated engine; {requests} requests with text.
 
 ## What we write, replayed
 
