@@ -45,9 +45,9 @@ Written by `python -m tests.engine.replay_cycle --requests {requests}` (`make re
 load {load} at the start.
 
 vLLM 0.32.0 on the CPU, DFlash K=7, a model of 0.9 M parameters, with the plug-in of
-[engine faults](../engine-faults.md). {requests} requests of {tokens} tokens, one after the other, are recorded through the
-proxy, then replayed on the same engine with the same schedule (`replay run --schedule closed`), and on an engine started
-without `SPECBREAKER_FAULTS`. Schedules:
+[engine faults](../engine-faults.md). {requests} requests of {tokens} tokens, one after the other, are recorded through
+the proxy, then replayed on the same engine with the same schedule (`replay run --schedule closed`), and on an engine
+started without `SPECBREAKER_FAULTS`. Schedules:
 
 {cycles}
 
