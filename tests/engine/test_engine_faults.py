@@ -122,10 +122,7 @@ async def test_a_recorded_cycle_is_reproduced_and_a_healthy_engine_does_not_show
 ) -> None:
     same = await replay_cycle.record_and_replay(dflash_engine, "requests", 64, tmp_path)
     assert same.verdict == "REPRODUCED", same.answer
-    dflash_engine.set_acceptance()
-    healthy = await replay_cycle.replay(
-        dflash_engine, "requests", "healthy", tmp_path / "requests-a", tmp_path / "requests-c"
-    )
+    healthy = await replay_cycle.replay_healthy(dflash_engine, "requests", tmp_path)
     # A busy machine has slow seconds of its own, which leave it open.
     assert healthy.verdict in ("NOT_REPRODUCED", "INCONCLUSIVE"), healthy.answer
 
