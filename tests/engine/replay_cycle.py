@@ -1,6 +1,6 @@
 """A cycle of a real engine, recorded through the proxy, replayed, and compared: with the plug-in, and without it.
 
-Usage: python -m tests.engine.replay_cycle [--requests 64] [--output docs/results/replay-engine.md]
+Usage: python -m tests.engine.replay_cycle [--requests 64] [--clocks requests tokens] [--output FILE]
 
 Healthy is what the drafter does by itself; a collapse corrupts 19 of 20 drafts, so that every text stays the target's
 own. Every step takes 40 ms more, in either phase: beside that, what else the machine does counts for little.
@@ -42,8 +42,8 @@ CYCLES: dict[str, dict[str, Any]] = {
 SAME = "the same cycle"
 PAGE = """# A cycle of a real engine, recorded, replayed, compared
 
-Written by `python -m tests.engine.replay_cycle --requests {requests}` (`make replay-engine`). {date}, {machine},
-load {load} at the start.
+Written by `python -m tests.engine.replay_cycle --requests {requests} --clocks {clocks}` (`make replay-engine`).
+{date}, {machine}, load {load} at the start.
 
 vLLM 0.32.0 on the CPU, DFlash K=7, a model of 0.9 M parameters, with the plug-in of
 [engine faults](../engine-faults.md). {requests} requests of {tokens} tokens, one after the other, are recorded through
@@ -164,7 +164,7 @@ async def run(requests: int, clocks: Sequence[str], directory: Path) -> list[Com
     return compared
 
 
-def page(compared: Sequence[Compared], requests: int, load: float) -> str:
+def page(compared: Sequence[Compared], requests: int, clocks: Sequence[str], load: float) -> str:
     """The results as Markdown."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     machine = f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
@@ -180,8 +180,9 @@ def page(compared: Sequence[Compared], requests: int, load: float) -> str:
         machine=machine,
         load=f"{load:.1f}",
         requests=requests,
+        clocks=" ".join(clocks),
         tokens=TOKENS,
-        cycles="\n".join(f"- `{json.dumps(schedule)}`" for schedule in CYCLES.values()),
+        cycles="\n".join(f"- `{json.dumps(schedule)}`" for schedule in (CYCLES[clock] for clock in clocks)),
         rows="\n".join(rows),
         sides="\n".join(sides),
     )
@@ -200,12 +201,13 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--clocks", nargs="+", choices=list(CYCLES), default=list(CYCLES))
     parser.add_argument("--output", type=Path, default=Path("docs/results/replay-engine.md"))
     options = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="specbreaker-replay-") as directory:
-        compared = asyncio.run(run(options.requests, list(CYCLES), Path(directory)))
-    options.output.write_text(page(compared, options.requests, load))
+        compared = asyncio.run(run(options.requests, options.clocks, Path(directory)))
+    options.output.write_text(page(compared, options.requests, options.clocks, load))
 
 
 if __name__ == "__main__":
