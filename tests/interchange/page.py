@@ -116,38 +116,60 @@ def measure(work: Path) -> tuple[list[Row], list[Row], int]:
     """Rows of both tables, and the requests of the recording."""
     session = tools.record(work)
     source = sorted(read_recording(session).exchanges, key=_order)
-    written, told = [], []
-
     run = tools.aiperf(work, convert(session, work / "mooncake.jsonl", "mooncake"))
+    written = [of_aiperf(source, run)]
+    told = [of_aiperf_export(run)]
+    run = tools.vllm_timed_trace(work, convert(session, work / "timed.jsonl", "timed-trace"))
+    written.append(of_timed_trace(source, run))
+    run = tools.guidellm_spans(work, convert(session, work / "spans.jsonl", "otel-spans"))
+    written.append(of_guidellm_spans(source, run))
+    told += [of_vllm_bench(route, tools.vllm_bench(work, route)) for route in tools.ROUTES]
+    told.append(of_guidellm_report(tools.guidellm_synthetic(work)))
+    return written, told, len(source)
+
+
+def of_aiperf(source: Sequence[Exchange], run: Run) -> Row:
+    """The trace with payloads as aiperf sent it."""
     seen = sorted(run.seen, key=_order)
     bodies = _same([(_sent(one), _sent(other)) for one, other in zip(source, seen, strict=True)])
-    written.append(replayed("mooncake | aiperf", source, seen, f"{bodies} bodies"))
+    return replayed("mooncake | aiperf", source, seen, f"{bodies} bodies")
+
+
+def of_aiperf_export(run: Run) -> Row:
+    """aiperf's own export of that."""
     by_id = {one.request.request_id: one for one in run.seen}
     pairs = [(one, by_id[one.request.request_id]) for one in run.told]
-    equal = f"{_same([(_sent(one), _sent(other)) for one, other in pairs])} bodies"
-    told.append(read("aiperf raw export", run, pairs, equal))
+    return read("aiperf raw export", run, pairs, f"{_same([(_sent(a), _sent(b)) for a, b in pairs])} bodies")
 
-    run = tools.vllm_timed_trace(work, convert(session, work / "timed.jsonl", "timed-trace"))
+
+def of_timed_trace(source: Sequence[Exchange], run: Run) -> Row:
+    """The timed trace as vLLM's benchmark sent it."""
     sizes = _same([(_counts(one), _counts(other)) for one, other in zip(source, run.seen, strict=True)])
-    written.append(replayed("timed-trace | vllm bench serve", source, run.seen, f"{sizes} lengths"))
+    return replayed("timed-trace | vllm bench serve", source, run.seen, f"{sizes} lengths")
 
-    run = tools.guidellm_spans(work, convert(session, work / "spans.jsonl", "otel-spans"))
+
+def of_guidellm_spans(source: Sequence[Exchange], run: Run) -> Row:
+    """The spans as guidellm sent them."""
     seen = sorted(run.seen, key=_order)
-    asked = [(body(one)["messages"], body(other)["messages"]) for one, other in zip(source, seen, strict=True)]
-    written.append(replayed("otel-spans | guidellm", source, seen, f"{_same(asked)} messages and lengths"))
+    asked = [
+        ((body(one)["messages"], _order(one)), (body(other)["messages"], _order(other)))
+        for one, other in zip(source, seen, strict=True)
+    ]
+    return replayed("otel-spans | guidellm", source, seen, f"{_same(asked)} messages and lengths")
 
-    for route in ("/v1/chat/completions", "/v1/completions"):
-        run = tools.vllm_bench(work, route)
-        pairs = list(zip(run.told, run.seen, strict=True))
-        equal = f"{_same([(_counts(one), _counts(other)) for one, other in pairs])} lengths"
-        told.append(read(f"vllm bench, `{route}`", run, pairs, equal))
 
-    run = tools.guidellm_synthetic(work)
+def of_vllm_bench(route: str, run: Run) -> Row:
+    """A detailed result of vLLM's benchmark."""
+    pairs = list(zip(run.told, run.seen, strict=True))
+    return read(f"vllm bench, `{route}`", run, pairs, f"{_same([(_counts(a), _counts(b)) for a, b in pairs])} lengths")
+
+
+def of_guidellm_report(run: Run) -> Row:
+    """A report of guidellm."""
     by_body = {_sent(one): one for one in run.seen}
     pairs = [(one, by_body[_sent(one)]) for one in run.told]
     lengths = [(_acceptance(one), _acceptance(other)) for one, other in pairs]
-    told.append(read("guidellm report", run, pairs, f"{len(pairs)} of {len(run.told)} bodies, {_same(lengths)} A"))
-    return written, told, len(source)
+    return read("guidellm report", run, pairs, f"{len(pairs)} of {len(run.told)} bodies, {_same(lengths)} A")
 
 
 def _acceptance(exchange: Exchange) -> float | None:

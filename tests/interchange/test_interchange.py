@@ -68,7 +68,7 @@ def test_aiperf_sends_a_turn_after_the_turn_before(by_aiperf: Run) -> None:
     assert second.request.at > first.ended
 
 
-@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("route", tools.ROUTES)
 def test_vllm_bench_counts_what_the_proxy_counted(tmp_path: Path, route: str) -> None:
     run = tools.vllm_bench(tmp_path, route)
     assert len(run.told) == 8

@@ -27,6 +27,8 @@ HERE = Path(__file__).parent
 TOKENIZER = str(engine.HERE / "models/target")
 MODEL = "emulated"
 TIMEOUT_SECONDS = 280
+ROUTES = {"/v1/chat/completions": "openai-chat", "/v1/completions": "openai"}
+"""What ``vllm bench serve`` calls its way to ask on a route."""
 TALKS = 12
 """Requests of the recording, before a conversation of two turns."""
 
@@ -121,10 +123,9 @@ def aiperf(work: Path, trace: Path) -> Run:
 
 def vllm_bench(work: Path, route: str) -> Run:
     """``vllm bench serve`` with random prompts, on one route."""
-    kinds = {"/v1/chat/completions": "openai-chat", "/v1/completions": "openai"}
     options = ["--dataset-name", "random", "--random-input-len", "32", "--random-output-len", "40"]
     options += ["--num-prompts", "8", "--max-concurrency", "2"]
-    return _vllm_bench(work, f"bench-{kinds[route]}", route, kinds[route], options)
+    return _vllm_bench(work, f"bench-{ROUTES[route]}", route, ROUTES[route], options)
 
 
 def vllm_timed_trace(work: Path, trace: Path) -> Run:
