@@ -34,7 +34,8 @@ emulated engine; {requests} requests with text.
 |---|---|---|---|---|---|
 {replayed}
 
-Arrival: at the proxy, against the recording, from the median on.
+Arrival: at the proxy, against the recording, from the median on. Wanted of aiperf are 10 ms on a quiet machine; the
+load above says how quiet it was.
 
 ## What they write, read
 
