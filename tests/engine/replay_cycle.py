@@ -47,8 +47,9 @@ Written by `python -m tests.engine.replay_cycle --requests {requests} --clocks {
 
 vLLM 0.32.0 on the CPU, DFlash K=7, a model of 0.9 M parameters, with the plug-in of
 [engine faults](../engine-faults.md). {requests} requests of {tokens} tokens, one after the other, are recorded through
-the proxy, then replayed (`replay run --schedule closed`) on the same engine with the same schedule, on the same engine
-with the schedule's first phase alone, and on an engine started without `SPECBREAKER_FAULTS`. Schedules:
+the proxy, then replayed on the same engine with the same schedule, on the same engine with the schedule's first phase
+alone (`replay run --schedule closed`), and at the recorded times on an engine started without `SPECBREAKER_FAULTS`.
+Schedules:
 
 {cycles}
 
@@ -135,10 +136,12 @@ async def record_and_replay(engine: EngineServer, clock: str, requests: int, dir
     return await replay(engine, clock, SAME, recorded, directory / f"{clock}-b")
 
 
-async def replay(engine: EngineServer, clock: str, name: str, recorded: Path, replayed: Path) -> Compared:
+async def replay(
+    engine: EngineServer, clock: str, name: str, recorded: Path, replayed: Path, schedule: str = "closed"
+) -> Compared:
     """Replay a recording on an engine, and compare what came of it with the recording."""
     # One after the other, no request has a time at which it is due; 1 s is for machines that do much else.
-    target = ["--target", engine.base_url, "--output", str(replayed), "--schedule", "closed"]
+    target = ["--target", engine.base_url, "--output", str(replayed), "--schedule", schedule]
     target += ["--max-lateness-seconds", "1"]
     await command("replay", "run", str(recorded), *target)
     said = await command("replay", "compare", "--json", str(recorded), str(replayed), status=(0, 1))
@@ -160,7 +163,8 @@ async def run(requests: int, clocks: Sequence[str], directory: Path) -> AsyncIte
     async with EngineServer(faults=False) as engine:
         for clock in clocks:
             recorded, replayed = directory / f"{clock}-a", directory / f"{clock}-c"
-            yield await replay(engine, clock, "no fault asked for", recorded, replayed)
+            # At the recorded times: one answer after the other, it would be through before A's cycle is, in seconds.
+            yield await replay(engine, clock, "no fault asked for", recorded, replayed, schedule="open")
 
 
 def page(compared: Sequence[Compared], requests: int, clocks: Sequence[str], load: float) -> str:
