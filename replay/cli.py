@@ -9,7 +9,7 @@ from replay.convert_command import convert_command
 from replay.run_command import run_command
 
 
-@click.group("replay")
+@click.group("replay", context_settings={"help_option_names": ["-h", "--help"]})
 def replay_group() -> None:
     """Replay a recorded session, compare two, convert others' recordings."""
 
