@@ -109,5 +109,5 @@ def _delay(seconds: float) -> None:
 
     if torch.cuda.is_available():
         # Else the pause would hide behind the step that still runs there.
-        torch.cuda.current_stream().synchronize()
+        torch.cuda.synchronize()
     time.sleep(seconds)

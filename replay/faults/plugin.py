@@ -15,7 +15,8 @@ def register() -> None:
     starts = multiprocessing.parent_process() is None
     if not value:
         if starts:
-            log.info("faults: installed, not asked for by %s: nothing is changed", VARIABLE)
+            # A warning, because vLLM 0.32 has not set up its logging yet, and only warnings come through.
+            log.warning("faults: installed, not asked for by %s: nothing is changed", VARIABLE)
         return
     try:
         control = Control(value)

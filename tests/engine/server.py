@@ -210,12 +210,13 @@ class EngineServer:
         """The environment that it needs; faults_file: where its acceptance is steered, None: nothing is."""
         omp = {"OMP_NUM_THREADS": "1", "LD_PRELOAD": str(venv / "lib/libiomp5.so")}
         quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        log = {"VLLM_LOG_STATS_INTERVAL": "1"}  # seconds; a test reads it
         plugin = {"PYTHONPATH": str(installed_faults()), "VLLM_PLUGINS": "specbreaker_faults"}
         if faults_file is not None:
             plugin["SPECBREAKER_FAULTS"] = str(faults_file)
         cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         places = {"VLLM_CACHE_ROOT": str(venv.parent / "cache"), "PATH": f"{venv}/bin:{os.environ['PATH']}"}
-        return {**os.environ, **omp, **quiet, **plugin, **cpu, **places}
+        return {**os.environ, **omp, **quiet, **log, **plugin, **cpu, **places}
 
 
 def _free_port() -> int:

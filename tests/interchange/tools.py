@@ -27,6 +27,8 @@ HERE = Path(__file__).parent
 TOKENIZER = str(engine.HERE / "models/target")
 MODEL = "emulated"
 TIMEOUT_SECONDS = 280
+ROUTES = {"/v1/chat/completions": "openai-chat", "/v1/completions": "openai"}
+"""What ``vllm bench serve`` calls its way to ask on a route."""
 TALKS = 12
 """Requests of the recording, before a conversation of two turns."""
 
@@ -121,10 +123,9 @@ def aiperf(work: Path, trace: Path) -> Run:
 
 def vllm_bench(work: Path, route: str) -> Run:
     """``vllm bench serve`` with random prompts, on one route."""
-    kinds = {"/v1/chat/completions": "openai-chat", "/v1/completions": "openai"}
     options = ["--dataset-name", "random", "--random-input-len", "32", "--random-output-len", "40"]
     options += ["--num-prompts", "8", "--max-concurrency", "2"]
-    return _vllm_bench(work, f"bench-{kinds[route]}", route, kinds[route], options)
+    return _vllm_bench(work, f"bench-{ROUTES[route]}", route, ROUTES[route], options)
 
 
 def vllm_timed_trace(work: Path, trace: Path) -> Run:
@@ -141,7 +142,8 @@ def _vllm_bench(work: Path, name: str, route: str, kind: str, options: Sequence[
         target = ["--backend", kind, "--base-url", url, "--endpoint", route, "--model", MODEL]
         _run(work, tool("vllm"), "bench", "serve", *target, "--tokenizer", TOKENIZER, *options, *saved)
     (result,) = results.glob("*.json")
-    return _read(work / f"{name}-seen", result)
+    run = _read(work / f"{name}-seen", result)
+    return Run(run.seen[-len(run.told) :], run.told)  # the first one that it sends is a trial
 
 
 def guidellm(work: Path, name: str, *options: str) -> Run:
@@ -182,9 +184,7 @@ def _run(work: Path, *command: str) -> None:
 
 
 def _read(seen: Path, told: Path) -> Run:
-    """The last requests that the proxy saw: some tools try the server with a request of their own first."""
-    written = read_recording(told).exchanges
-    return Run(read_recording(seen).exchanges[-len(written) :], written)
+    return Run(read_recording(seen).exchanges, read_recording(told).exchanges)
 
 
 def body(exchange: Exchange) -> dict[str, object]:

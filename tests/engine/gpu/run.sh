@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The published cycle on one GPU: recorded, replayed, compared. About 7 minutes on an H200.
+# The published cycle on one GPU: recorded, replayed, compared. About 8 minutes on an H200, start included.
 #   run.sh MODELS [synthetic|standard]
 # MODELS: a directory with `target` and `draft` (DFlash), configurations and tokenizer; the weights are dummies.
 # Needs vLLM 0.20.2 and what specbreaker needs (pyproject.toml) on python3's path. Results go to $OUT.
@@ -39,8 +39,8 @@ cycle="{\"clock\": \"requests\", \"cycle\": [{\"length\": 5, $healthy}, {\"lengt
 alone='{}'
 [[ $method == synthetic ]] || alone="{$healthy}" # dummy weights draft nothing that a target would say
 
-# shellcheck disable=SC2086 # SESSION_OPTIONS are words, such as: --requests 20
-python3 "$repo/tests/engine/gpu/session.py" --out "$OUT" --cycle "$cycle" --left-alone "$alone" ${SESSION_OPTIONS:-} -- \
+# shellcheck disable=SC2086 # SESSION_OPTIONS are words, such as: --requests 40
+python3 "$repo/tests/engine/gpu/session.py" --out "$OUT" --requests 80 --tokens 384 --cycle "$cycle" --left-alone "$alone" ${SESSION_OPTIONS:-} -- \
   python3 -m vllm.entrypoints.cli.main serve "$models/target" --served-model-name m --load-format dummy \
   --host 127.0.0.1 --port 18100 --max-num-seqs 4 --max-num-batched-tokens 8192 --max-model-len 8192 \
   --gpu-memory-utilization 0.85 --speculative-config "$speculation"

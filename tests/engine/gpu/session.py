@@ -177,11 +177,9 @@ async def run(work: Path, out: Path, options: argparse.Namespace) -> dict[str, A
             found[name] = json.loads(await specbreaker("replay", "compare", "--json", recorded, str(work / name)))
             print(await specbreaker("replay", "compare", recorded, str(work / name)), flush=True)
         found["speculation_off"] = await speculation_off(work, session)
-    found["detect"] = json.loads(await specbreaker("detect", "--json", str(work / "recorded")))
     for name in ("recorded", "replayed", "left-alone"):
-        for number, part in enumerate(sorted(path for path in (work / name).iterdir() if "jsonl" in path.name)):
-            ending = ".jsonl.zst" if part.name.endswith(".zst") else ".jsonl"
-            shutil.copy(part, out / (f"{name}{ending}" if number == 0 else f"{name}-{number}{ending}"))
+        keep(work / name, out / name)
+    found["detect"] = json.loads(await specbreaker("detect", "--json", str(next(out.glob("recorded.jsonl*")))))
     return found
 
 
@@ -207,6 +205,14 @@ async def speculation_off(work: Path, session: Session) -> dict[str, Any]:
     client.cancel()
     print("speculation off:", outcome, asked[-1], flush=True)
     return {"outcome": outcome, "answers": len(asked), "failed": failed or None, "after": asked[-1]}
+
+
+def keep(session: Path, name: Path) -> None:
+    """Copy the parts of a session to NAME.jsonl.zst, NAME-1.jsonl.zst and so on."""
+    parts = sorted(path for path in session.iterdir() if ".jsonl" in path.name)
+    for number, part in enumerate(parts):
+        ending = part.name[part.name.index(".jsonl") :]
+        shutil.copy(part, name.with_name(f"{name.name}-{number}{ending}" if number else f"{name.name}{ending}"))
 
 
 async def snapshot(work: Path, requests: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,14 @@ def test_what_is_not_understood_is_refused_in_one_line(text: str, said: str) -> 
     assert message.startswith("here: ")
     assert said in message
     assert "\n" not in message
+
+
+def test_the_schedule_of_the_documentation_is_one() -> None:
+    page = (Path(__file__).parents[3] / "docs/engine-faults.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    plan = parse(example, "page")
+    assert [plan.at(request).acceptance for request in (6, 7, 8)] == [0.85, 0.45, 0.06]
+    assert all(f"`{name}`" in page for name in (*CLOCKS, *(f"cycle[].{field}" for field in Phase.__struct_fields__)))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
