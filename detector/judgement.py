@@ -83,7 +83,11 @@ def judge(observations: Iterable[Observation], config: WatchConfig, steps: Seque
     requests = 0
     for observation, step, its_steps in _timeline(list(observations), steps):
         backend = observation.backend
-        watch = watches.setdefault(backend, Watch(config))
+        if backend not in watches:
+            watches[backend] = Watch(config)
+        watch = watches[backend]
+        if observation.generation > watch.generation:
+            watch.restart(observation.generation)  # its first step would come too early for the answer's own update
         if step is not None:
             watch.update_step(observation.request_id, step)
             continue

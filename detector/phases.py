@@ -131,8 +131,7 @@ class Phases:
         state.evidence_nats = 0.0
         if sample is None:
             return state.verdict
-        if sample.num_speculative_tokens is not None:
-            state.num_speculative_tokens = sample.num_speculative_tokens
+        state.launched_at(sample.num_speculative_tokens)
         rebuilt = state.baseline.start(sample)
         evidence = weigh(sample, state.baseline)
         if evidence is not None:
@@ -159,7 +158,10 @@ class Phases:
         return self._step_alarm(request_id, rule.streams[request_id].steps, step.at) if alarm else None
 
     def restart(self, generation: int) -> None:
-        """The backend was launched anew: forget its phase, keep the reference."""
+        """The backend was launched anew: forget its phase, keep the reference of each level.
+
+        Steps are not judged before the level is known: by ``learn_level``, or by the first answer that ends.
+        """
         old = self._state
         if old.verdict.degraded:
             old.log.close(old.requests)
@@ -174,8 +176,17 @@ class Phases:
             log=old.log,
             boundaries=old.boundaries,
             rebases=old.rebases,
+            reference_depth=old.reference_depth,
+            other_baselines=old.other_baselines,
+            relaunched=True,
         )
         self._prepare_steps()
+
+    def learn_level(self, num_speculative_tokens: int) -> None:
+        """The engine itself says how many tokens it drafts a step; 0: it does not speculate."""
+        if self._state.relaunched:
+            self._state.launched_at(num_speculative_tokens)
+            self._prepare_steps()
 
     def _while_serving(self, answer: Answer, *, learn: bool) -> None:
         state, phase, evidence, sample = self._state, self._state.verdict.phase, answer.evidence, answer.sample
@@ -333,7 +344,7 @@ class Phases:
 
     def _prepare_steps(self) -> None:
         """The step rule's model changes only with the reference and K: look it up once an answer, not once a step."""
-        floor = self._state.baseline.step_floor()
+        floor = None if self._state.relaunched else self._state.baseline.step_floor()
         self._model = stream_model(floor, self._state.num_speculative_tokens) if floor is not None else None
 
     def _set(self, phase: Phase, cause: Cause | None, degraded: bool, at: float, sample: Sample | None) -> None:

@@ -20,6 +20,10 @@ MAX_BOUNDARIES = 64
 """Boundaries kept for a caller that never takes them; the oldest go first."""
 
 
+MAX_LEVELS = 8
+"""References kept of other levels; a ladder is shorter."""
+
+
 class PhasesState(msgspec.Struct, kw_only=True):
     """Everything the rules remember."""
 
@@ -61,6 +65,27 @@ class PhasesState(msgspec.Struct, kw_only=True):
     """Stream in which the open episode was detected; its request index is known when it ends."""
     onset_in: str | None = None
     num_speculative_tokens: int | None = None
+    reference_depth: int | None = None
+    """num_speculative_tokens of the engine that ``baseline`` was learned on."""
+    other_baselines: dict[int, Baseline] = {}
+    """References of the levels that it was launched at before, by their num_speculative_tokens."""
+    relaunched: bool = False
+    """It was launched anew, and its level is not known yet."""
+
+    def launched_at(self, depth: int | None) -> None:
+        """The level of this launch is known; None: the engine does not tell. Another level has a reference of its own:
+        an engine that somebody started without speculation is not a collapsed one."""
+        changed = self.relaunched and None not in (depth, self.reference_depth) and depth != self.reference_depth
+        if changed and depth is not None and self.reference_depth is not None:
+            self.other_baselines[self.reference_depth] = self.baseline
+            known = depth in self.other_baselines
+            self.baseline = self.other_baselines.pop(depth) if known else Baseline()
+            while len(self.other_baselines) > MAX_LEVELS:
+                del self.other_baselines[next(iter(self.other_baselines))]
+        if changed or self.reference_depth is None:
+            self.reference_depth = depth
+        self.relaunched = False
+        self.num_speculative_tokens = self.num_speculative_tokens if depth is None else depth
 
     def note(self, kind: BoundaryKind, number: int) -> None:
         """A beginning or an end of an episode, at this answer."""

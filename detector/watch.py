@@ -94,6 +94,11 @@ class Watch:
         return self._outlook.long_forecast
 
     @property
+    def generation(self) -> int:
+        """Launch of the backend that is judged."""
+        return self._phases.generation
+
+    @property
     def rebases(self) -> int:
         """How often a degraded state lasted so long that it became the reference."""
         return self._phases.rebases
@@ -127,8 +132,10 @@ class Watch:
         return self._verdict
 
     def update_engine(self, sample: EngineSample) -> None:
-        """Take a reading of the engine's own figures in: they tell a queue from a collapse."""
+        """Take a reading of the engine's own figures in: a queue is no collapse, another level neither."""
         self._engine = sample
+        if sample.num_speculative_tokens is not None:
+            self._phases.learn_level(sample.num_speculative_tokens)
 
     def restart(self, generation: int) -> None:
         """The backend was launched anew: forget its phase, keep the reference and what was learned of its cycle."""

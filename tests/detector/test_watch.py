@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from watch_traffic import CHAT, DEAD, STEP_SECONDS, Clock
 
-from detector.observation import Ending, Quality, Step
+from detector.observation import Ending, EngineSample, Quality, Step
 from detector.verdict import Cause, Phase
 from detector.watch import Watch, WatchConfig
 
@@ -150,6 +150,41 @@ def test_a_restart_forgets_the_phase_and_keeps_the_reference(clock):
     assert not watch.update(clock.answer(DEAD, generation=0)).degraded  # says nothing about the new process
     assert watch.update(clock.answer(DEAD, generation=1)).degraded
     assert watch.episodes[1].onset_request == 13
+
+
+def plain(clock, generation, **changes):
+    """An answer of an engine that runs without speculation."""
+    return clock.answer(0.0, num_speculative_tokens=0, generation=generation, **changes)
+
+
+def test_a_launch_at_another_level_is_no_collapse(clock):
+    watch = watch_of(clock.answer() for _ in range(10))
+    verdicts = [watch.update(plain(clock, 1)) for _ in range(10)]
+    assert {verdict.phase for verdict in verdicts} == {Phase.HEALTHY}
+    assert watch.reference.acceptance_length == pytest.approx(1.0)
+
+
+def test_back_at_the_first_level_its_reference_is_known_at_once(clock):
+    watch = watch_of(clock.answer() for _ in range(10))
+    for _ in range(10):
+        watch.update(plain(clock, 1))
+    verdicts = [watch.update(clock.answer(DEAD, generation=2)) for _ in range(2)]
+    assert verdicts[-1].cause is Cause.ACCEPTANCE_COLLAPSE
+    assert watch.reference.acceptance_length == pytest.approx(1 + CHAT, abs=0.05)
+
+
+def test_speculation_that_stops_while_the_engine_runs_is_a_finding(clock):
+    watch = watch_of(clock.answer() for _ in range(10))
+    assert [watch.update(plain(clock, 0)) for _ in range(3)][-1].degraded
+
+
+def test_steps_after_a_launch_wait_until_its_level_is_known(clock):
+    watch = watch_of(clock.answer() for _ in range(10))
+    watch.restart(1)
+    for number in range(400):
+        assert watch.update_step("first", Step(clock.now + number * 0.02, 1)) is None
+    watch.update_engine(EngineSample(at=clock.now, num_speculative_tokens=8))
+    assert any(watch.update_step("next", Step(clock.now + 9 + number * 0.02, 1)) for number in range(400))
 
 
 def test_an_answer_of_a_newer_launch_restarts(clock):
