@@ -40,10 +40,10 @@ THINK_SECONDS = 0.2
 CASES = {
     case.name: case
     for case in (
-        Case(name="requests", scenario="published", fallback_tok_s=130.0, peers=True),
+        Case(name="requests", scenario="published", fallback_tok_s=130.0, peers=PEERS),
         Case(name="requests, long", scenario="published", fallback_tok_s=130.0, requests=300),
         Case(name="requests, fallback 136", scenario="published", fallback_tok_s=136.0),
-        Case(name="tokens", scenario="published-tokens", fallback_tok_s=130.0, peers=True),
+        Case(name="tokens", scenario="published-tokens", fallback_tok_s=130.0, peers=PEERS[:3]),
         Case(name="steps", scenario="published-steps", fallback_tok_s=130.0),
         Case(name="seconds", scenario="published-seconds", fallback_tok_s=130.0),
         Case(name="healthy", scenario="steady", fallback_tok_s=130.0, null=True),
@@ -155,7 +155,7 @@ async def run(cases: list[Case], targets: list[str], scale: float) -> list[Resul
     with tempfile.TemporaryDirectory(prefix="specbreaker-cycle-") as folder:
         for case in cases:
             for name in (DIRECT, *targets):
-                if name in PEERS and not case.peers:
+                if name in PEERS and name not in case.peers:
                     continue
                 print(f"{case.name}: {name}", file=sys.stderr, flush=True)
                 result = await measure(case, name, min(scale, MOST_TIME_SCALE.get(name, scale)), Path(folder))
@@ -187,7 +187,7 @@ def main() -> None:
     scale = options.time_scale or (20.0 if options.quick else 10.0)
     cases = [CASES[name] for name in _chosen(options.cases, CASES, QUICK_CASES if options.quick else tuple(CASES))]
     if options.targets:
-        cases = [msgspec.structs.replace(case, peers=True) for case in cases]
+        cases = [msgspec.structs.replace(case, peers=PEERS) for case in cases]
     if options.requests:
         cases = [msgspec.structs.replace(case, requests=options.requests) for case in cases]
     targets = _chosen(options.targets, TARGETS, QUICK_TARGETS if options.quick else tuple(TARGETS))

@@ -18,8 +18,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     requests: int = 60
     null: bool = False
     """There is no cycle: nothing may get worse."""
-    peers: bool = False
-    """The peers are measured, too."""
+    peers: tuple[str, ...] = ()
+    """Peers that are measured, too."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

@@ -255,7 +255,7 @@ TARGETS: dict[str, Callable[[Path, Upstreams], Prepared]] = {
 }
 """By name, in the order of the page. ``direct``, without a target, comes before them."""
 PEERS = tuple(name for name in TARGETS if name not in SUBJECTS)
-MOST_TIME_SCALE = {"litellm latency": 4.0, "litellm fallbacks": 4.0}
+MOST_TIME_SCALE = {"litellm latency": 8.0, "litellm fallbacks": 8.0}
 """LiteLLM takes about half a millisecond for each event: a faster engine would measure its CPU, not its choices."""
 
 
