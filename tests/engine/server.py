@@ -100,7 +100,7 @@ class EngineServer:
             with self.log_file.open("wb") as log:
                 self.process = subprocess.Popen(
                     self.command(venv),
-                    env=self.environment(venv, self._faults_file if self.faults else None),
+                    env=self.environment(venv, self.faults_file if self.faults else None),
                     cwd=self._directory,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -149,9 +149,9 @@ class EngineServer:
 
     def set_faults(self, schedule: dict[str, object]) -> None:
         """Let a schedule of ``replay.faults`` hold from the engine's next step on, from zero of its clock."""
-        new = self._faults_file.with_suffix(".new")
+        new = self.faults_file.with_suffix(".new")
         new.write_text(json.dumps(schedule))
-        new.replace(self._faults_file)
+        new.replace(self.faults_file)
 
     def processes(self) -> list[psutil.Process]:
         """Every living process of the engine's session, orphans included, oldest first."""
@@ -203,7 +203,8 @@ class EngineServer:
         return self._directory / "engine.log"
 
     @property
-    def _faults_file(self) -> Path:
+    def faults_file(self) -> Path:
+        """What steers the engine; touched, its schedule begins anew."""
         return self.log_file.with_name("faults.json")
 
     def environment(self, venv: Path, faults_file: Path | None = None) -> dict[str, str]:

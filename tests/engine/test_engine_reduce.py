@@ -67,7 +67,7 @@ async def test_a_cycle_of_a_real_engine_is_reduced_packed_and_reproduced(
 ) -> None:
     dflash_engine.schedule_acceptance(*CYCLE)
     # The plug-in counts anew when its file was changed: what a restart would do, in less time.
-    reset = f"touch {dflash_engine.log_file.with_name('acceptance.json')}"
+    reset = f"touch {dflash_engine.faults_file}"
     source = session(tmp_path / "source", dflash_engine.model)
     place = ("--target", dflash_engine.base_url, "-o", tmp_path / "reduced", "--reset", reset)
     ran = await replay("reduce", source, *place, "--back-to-back", "--json")
