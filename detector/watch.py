@@ -14,7 +14,7 @@ from detector.figures import Reference
 from detector.observation import EngineSample, Observation, Step
 from detector.outlook import Outlook, OutlookState
 from detector.phases import Phases
-from detector.phases_state import PhasesState
+from detector.phases_state import MAX_LEVELS, PhasesState
 from detector.stats.cycle import CycleConfig, CycleVerdict
 from detector.verdict import Episode, LongForecast, Verdict
 
@@ -52,6 +52,8 @@ class WatchState(msgspec.Struct, kw_only=True):
     version: int = SNAPSHOT_VERSION
     phases: PhasesState = msgspec.field(default_factory=PhasesState)
     outlook: OutlookState = msgspec.field(default_factory=OutlookState)
+    other_outlooks: dict[int, OutlookState] = {}
+    """What was learned at other levels, by their num_speculative_tokens."""
     engine: EngineSample | None = None
 
 
@@ -115,6 +117,7 @@ class Watch:
         verdict = self._phases.update(observation, self._engine)
         if observation.generation == self._phases.generation:
             phases = self._phases
+            self._follow_level()
             self._outlook.update(number, observation, phases.last_evidence_nats, phases.take_boundaries(), recovered_at)
         self._verdict = msgspec.structs.replace(verdict, forecast=self._outlook.forecast)
         return self._verdict
@@ -136,6 +139,7 @@ class Watch:
         self._engine = sample
         if sample.num_speculative_tokens is not None:
             self._phases.learn_level(sample.num_speculative_tokens)
+            self._follow_level()
 
     def restart(self, generation: int) -> None:
         """The backend was launched anew: forget its phase, keep the reference and what was learned of its cycle."""
@@ -147,7 +151,12 @@ class Watch:
 
     def snapshot(self) -> bytes:
         """Everything the watch remembers; NaN and None survive."""
-        state = WatchState(phases=self._phases.state, outlook=self._outlook.state, engine=self._engine)
+        state = WatchState(
+            phases=self._phases.state,
+            outlook=self._outlook.state,
+            other_outlooks=self._other_outlooks,
+            engine=self._engine,
+        )
         return msgspec.msgpack.encode(state)
 
     def restore(self, snapshot: bytes) -> None:
@@ -165,11 +174,28 @@ class Watch:
             raise ValueError(f"not a snapshot of a watch: {error}; start without it") from error
         self._resume(state)
 
+    def _follow_level(self) -> None:
+        """Where the engine was launched at another level, its collapses are those of that level."""
+        before, level = self._level, self._phases.state.reference_depth
+        self._level = level
+        if None in (before, level) or before == level:
+            return
+        assert before is not None
+        assert level is not None
+        self._other_outlooks[before] = self._outlook.state
+        self._outlook = self._outlook_of(self._other_outlooks.pop(level, None))
+        while len(self._other_outlooks) > MAX_LEVELS:
+            del self._other_outlooks[next(iter(self._other_outlooks))]
+
+    def _outlook_of(self, state: OutlookState | None) -> Outlook:
+        return Outlook(CycleConfig(certificate_e_value=self._config.certificate_e_value), state)
+
     def _resume(self, state: WatchState) -> None:
         alarm_nats = math.log(self._config.mean_requests_between_false_alarms)
         self._phases = Phases(alarm_nats, self._config.rebase_after_requests, state.phases)
-        cycle = CycleConfig(certificate_e_value=self._config.certificate_e_value)
-        self._outlook = Outlook(cycle, state.outlook)
+        self._outlook = self._outlook_of(state.outlook)
+        self._other_outlooks: dict[int, OutlookState] = state.other_outlooks
+        self._level: int | None = state.phases.reference_depth
         self._engine = state.engine
         self._verdict = msgspec.structs.replace(self._phases.verdict, forecast=self._outlook.forecast)
 

@@ -173,6 +173,26 @@ def test_back_at_the_first_level_its_reference_is_known_at_once(clock):
     assert watch.reference.acceptance_length == pytest.approx(1 + CHAT, abs=0.05)
 
 
+def test_the_cycle_of_one_level_is_not_forecast_at_another(clock):
+    watch = watch_of(clock.answer(content) for content in ([CHAT] * 6 + [DEAD] * 3) * 5 + [CHAT] * 5)
+    assert watch.verdict.forecast.next_request_probability > 0.3
+    for _ in range(8):
+        assert watch.update(plain(clock, 1)).forecast is None
+    for _ in range(5):
+        watch.update(clock.answer(generation=2))
+    assert watch.verdict.forecast is not None
+
+
+def test_a_watch_at_its_second_level_is_stored_whole(clock):
+    watch = watch_of(clock.answer() for _ in range(10))
+    watch.update(plain(clock, 1))
+    restored = Watch(WatchConfig())
+    restored.restore(watch.snapshot())
+    for answer in [plain(clock, 1), clock.answer(generation=2), clock.answer(DEAD, generation=2)]:
+        assert restored.update(answer) == watch.update(answer)
+    assert restored.snapshot() == watch.snapshot()
+
+
 def test_speculation_that_stops_while_the_engine_runs_is_a_finding(clock):
     watch = watch_of(clock.answer() for _ in range(10))
     assert [watch.update(plain(clock, 0)) for _ in range(3)][-1].degraded
