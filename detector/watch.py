@@ -63,6 +63,10 @@ class Watch:
     def __init__(self, config: WatchConfig) -> None:
         self._config = config
         self._engine: EngineSample | None = None
+        self._outlook: Outlook
+        self._other_outlooks: dict[int, OutlookState]
+        self._level: int | None
+        """num_speculative_tokens of the engine that the outlook is of."""
         self._resume(WatchState())
 
     @property
@@ -194,8 +198,8 @@ class Watch:
         alarm_nats = math.log(self._config.mean_requests_between_false_alarms)
         self._phases = Phases(alarm_nats, self._config.rebase_after_requests, state.phases)
         self._outlook = self._outlook_of(state.outlook)
-        self._other_outlooks: dict[int, OutlookState] = state.other_outlooks
-        self._level: int | None = state.phases.reference_depth
+        self._other_outlooks = state.other_outlooks
+        self._level = state.phases.reference_depth
         self._engine = state.engine
         self._verdict = msgspec.structs.replace(self._phases.verdict, forecast=self._outlook.forecast)
 
