@@ -51,7 +51,7 @@ CASES = {
     )
 }
 QUICK_CASES = ("requests", "tokens", "healthy")
-QUICK_TARGETS = SUBJECTS
+QUICK_TARGETS = SUBJECTS[:1]
 
 STEADY = """
 name = "steady"
@@ -190,7 +190,7 @@ def main() -> None:
         cases = [msgspec.structs.replace(case, peers=PEERS) for case in cases]
     if options.requests:
         cases = [msgspec.structs.replace(case, requests=options.requests) for case in cases]
-    targets = _chosen(options.targets, TARGETS, QUICK_TARGETS if options.quick else tuple(TARGETS))
+    targets = _chosen(options.targets, TARGETS, QUICK_TARGETS if options.quick else (*QUICK_TARGETS, *PEERS))
     begun = time.monotonic()
     results = uvloop.run(run(cases, targets, scale))
     done = Run(

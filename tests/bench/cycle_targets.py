@@ -56,7 +56,10 @@ def free_port() -> int:
 
 
 def specbreaker_moving(folder: Path, up: Upstreams) -> Prepared:
-    """Ours, and running answers go on on the fallback when a collapse hits them."""
+    """Ours, and running answers go on on the fallback when a collapse hits them. The part before that has no metrics of
+    the engine's own, in engine seconds: it is measured by its events, in real ones, so both must be the same."""
+    if up.time_scale != 1:
+        raise Missing("needs --time-scale 1")
     return specbreaker(folder, up, {"continuation": {"on_collapse": True}})
 
 
