@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from replay import progress, result_session
 from replay.client import BACKEND, TargetClient
+from replay.interrupt import interrupted
 from replay.prepare import Prepared, ReplayOptions, prepare
 from replay.recorded import Recorded
 from replay.run import ReplayRun, Stopped
@@ -104,7 +103,7 @@ async def _run(
     sends = [send for send in remaining(prepared.sends, done) if send.index in prepared.jobs or send.after is not None]
     run = ReplayRun(client, recorder, prepared.jobs, sends, tally, concurrency=prepared.concurrency)
     reporting = asyncio.create_task(progress.report(tally, sys.stderr))
-    with _signals(run):
+    with interrupted(lambda: run.stop("interrupted")):
         if settings.max_seconds is not None:
             asyncio.get_running_loop().call_later(settings.max_seconds, run.finish)
         await run.run()
@@ -127,21 +126,3 @@ async def _sample(client: TargetClient, recorder: BackgroundRecorder) -> None:
     if sample is not None:
         client.num_speculative_tokens = sample.num_speculative_tokens
         recorder.put(EngineRecord(backend=BACKEND, sample=sample))
-
-
-@contextlib.contextmanager
-def _signals(run: ReplayRun) -> Iterator[None]:
-    """While the run lasts, Ctrl-C and SIGTERM stop it cleanly."""
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    try:
-        for number in numbers:
-            loop.add_signal_handler(number, run.stop, "interrupted")
-    except (NotImplementedError, RuntimeError, ValueError):
-        pass  # not the main thread: whoever runs us there handles signals
-    try:
-        yield
-    finally:
-        for number in numbers:
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.remove_signal_handler(number)

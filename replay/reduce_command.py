@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import msgspec
 
 from replay.client import TargetClient
 from replay.conversations import predecessors, prompts_of
+from replay.interrupt import interrupted
 from replay.prepare import Prepared, ReplayOptions, prepare
 from replay.recorded import Exchange, Recorded, read_recorded
 from replay.reduction.ddmin import Subset
@@ -151,7 +150,7 @@ async def _stoppable(work: Any) -> Reduced:
     """Run the reduction; Ctrl-C and SIGTERM break it off, and what was found by then is the result."""
     reducer: Reducer = await work
     running = asyncio.create_task(reducer.run())
-    with _signals(running.cancel):
+    with interrupted(running.cancel):
         try:
             reduced = await running
         except asyncio.CancelledError:
@@ -161,24 +160,6 @@ async def _stoppable(work: Any) -> Reduced:
             raise
     reducer.publish(reduced)
     return reduced
-
-
-@contextlib.contextmanager
-def _signals(stop: Callable[[], Any]) -> Any:
-    """While the context lasts, Ctrl-C and SIGTERM call ``stop``."""
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    try:
-        for number in numbers:
-            loop.add_signal_handler(number, stop)
-    except (NotImplementedError, RuntimeError, ValueError):
-        pass  # not the main thread: whoever runs us there handles signals
-    try:
-        yield
-    finally:
-        for number in numbers:
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.remove_signal_handler(number)
 
 
 def _fail(error: Exception, exit_code: int) -> None:
