@@ -1,4 +1,4 @@
-"""`specbreaker supervise` on a real vLLM: down the ladder and up again while clients go on asking.
+"""`specbreaker supervise` on a real vLLM: down the ladder and up again, killed, hung, while clients go on asking.
 
 Usage: python -m tests.engine.supervise [--requests 500] [--output docs/results/supervise.md]
 
@@ -26,6 +26,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import psutil
 
 from detector.tap.promtext import parse
 from proxy import processes
@@ -44,7 +45,16 @@ speculative_config = {{ {DRAFTER}, num_speculative_tokens = 3 }}
 [[ladder]]
 name = "off"
 """
-CONFIG = "[supervise]\nstart_seconds = 400\n[effects]\nhold_seconds = 400\n"
+CONFIG = """
+[[backends]]
+name = "primary"
+idle_timeout_seconds = 10
+[supervise]
+start_seconds = 400
+hang_seconds = 10
+[effects]
+hold_seconds = 400
+"""
 CLIENTS = 4
 TOKENS = 60
 
@@ -60,12 +70,12 @@ class Step(msgspec.Struct):
 
 
 class Crash(msgspec.Struct):
-    """The API server was killed, the rest of the engine not."""
+    """One process of the engine was killed or stopped, the rest not."""
 
-    orphans: int
-    """Processes that it left behind, which hold the model."""
+    left: int
+    """Processes that live on and hold the model."""
     seconds: float
-    """From the kill until the engine was ready again."""
+    """From the signal until the engine was ready again."""
     results: Counter[str]
     """Of the requests that ended meanwhile."""
 
@@ -76,8 +86,11 @@ class Run(msgspec.Struct):
     first_start_seconds: float
     steps: list[Step]
     results: Counter[str]
-    """Of all requests but those of the crash."""
+    """Of all requests but those of the crash and the hang."""
     crash: Crash
+    """The API server was killed."""
+    hang: Crash
+    """The EngineCore was stopped; /health goes on to say 200."""
     left: int
     """Processes that were left at the end."""
 
@@ -107,12 +120,15 @@ async def run(requests: int) -> Run:
                 sessions.add(await _session(supervised))
                 await clients.more(share)
             results = Counter(clients.results)
-            crash = await _crash(supervised, clients)
+            crash = await _crash(supervised, clients, signal.SIGKILL)
             sessions.add(await _session(supervised))
+            hang = await _crash(supervised, clients, signal.SIGSTOP)
+            sessions.add(await _session(supervised))
+            await clients.stop()
             supervised.process.terminate()
             assert await supervised.ended() == 0, "\n".join(supervised.said[-30:])
             left = sum(process.session in sessions for process in processes.table().values())
-            return Run(first, steps, results, crash, left)
+            return Run(first, steps, results, crash, hang, left)
 
 
 async def _step(supervised: Supervised, clients: Clients, level: str) -> Step:
@@ -123,16 +139,24 @@ async def _step(supervised: Supervised, clients: Clients, level: str) -> Step:
     return Step(level, depth, outcome["phases"], clients.results.total() - before)
 
 
-async def _crash(supervised: Supervised, clients: Clients) -> Crash:
+async def _crash(supervised: Supervised, clients: Clients, number: signal.Signals) -> Crash:
+    """Kill the API server, or stop the EngineCore, and wait until the engine is there again."""
     before = Counter(clients.results)
     session = await _session(supervised)
+    restarts = sum("started again at dflash-7" in line for line in supervised.said)
+    hit = session if number is signal.SIGKILL else _engine_core(session)
     started_at = time.monotonic()
-    os.kill(session, signal.SIGKILL)
-    orphans = sum(one.session == session and one.state != "Z" for one in processes.table().values())
-    await supervised.until_said("started again at dflash-7")
+    os.kill(hit, number)
+    left = sum(one.session == session and one.state != "Z" for one in processes.table().values())
+    await supervised.until_said("started again at dflash-7", restarts + 1)
     seconds = time.monotonic() - started_at
     await clients.more(CLIENTS)
-    return Crash(orphans, seconds, await clients.stop() - before)
+    return Crash(left, seconds, Counter(clients.results) - before)
+
+
+def _engine_core(session: int) -> int:
+    children = psutil.Process(session).children(recursive=True)
+    return next(one.pid for one in children if " ".join(one.cmdline()).startswith("VLLM::EngineCore"))
 
 
 async def _depth(supervised: Supervised) -> int:
@@ -166,8 +190,11 @@ def report(outcome: Run, command: str) -> str:
         f"\n{CLIENTS} clients, one request of {TOKENS} tokens after the other, throughout: "
         f"{counted(outcome.results)}.\n",
         "Then the API server was killed (SIGKILL), as the kernel does when memory runs out: "
-        f"{outcome.crash.orphans} processes of the engine were left behind and killed, and "
+        f"{outcome.crash.left} processes of the engine were left behind and killed, and "
         f"it was ready again after {outcome.crash.seconds:.1f} s. Meanwhile {counted(outcome.crash.results)}.\n",
+        "Then the EngineCore was stopped (SIGSTOP): it lives, and /health says 200. With idle_timeout_seconds and "
+        "hang_seconds of 10 s each it was killed with all the others and ready again after "
+        f"{outcome.hang.seconds:.1f} s. Meanwhile {counted(outcome.hang.results)}.\n",
         f"Processes of the engine left at the end: {outcome.left}.\n",
     ]
     return "\n".join(lines)
