@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -20,8 +20,16 @@ MAX_BOUNDARIES = 64
 """Boundaries kept for a caller that never takes them; the oldest go first."""
 
 
+T = TypeVar("T")
 MAX_LEVELS = 8
-"""References kept of other levels; a ladder is shorter."""
+"""Other levels of which something is remembered; a ladder is shorter."""
+
+
+def remember_level(levels: dict[int, T], num_speculative_tokens: int, learned: T) -> None:
+    """Keep what was learned at a level that is left; the oldest of too many goes."""
+    levels[num_speculative_tokens] = learned
+    if len(levels) > MAX_LEVELS:
+        del levels[next(iter(levels))]
 
 
 class PhasesState(msgspec.Struct, kw_only=True):
@@ -75,17 +83,16 @@ class PhasesState(msgspec.Struct, kw_only=True):
     def launched_at(self, depth: int | None) -> None:
         """The level of this launch is known; None: the engine does not tell. Another level has a reference of its own:
         an engine that somebody started without speculation is not a collapsed one."""
-        changed = self.relaunched and None not in (depth, self.reference_depth) and depth != self.reference_depth
-        if changed and depth is not None and self.reference_depth is not None:
-            self.other_baselines[self.reference_depth] = self.baseline
-            known = depth in self.other_baselines
-            self.baseline = self.other_baselines.pop(depth) if known else Baseline()
-            while len(self.other_baselines) > MAX_LEVELS:
-                del self.other_baselines[next(iter(self.other_baselines))]
-        if changed or self.reference_depth is None:
+        before = self.reference_depth
+        if before is None:
+            self.reference_depth = depth
+        elif self.relaunched and depth is not None and depth != before:
+            remember_level(self.other_baselines, before, self.baseline)
+            self.baseline = self.other_baselines.pop(depth) if depth in self.other_baselines else Baseline()
             self.reference_depth = depth
         self.relaunched = False
-        self.num_speculative_tokens = self.num_speculative_tokens if depth is None else depth
+        if depth is not None:
+            self.num_speculative_tokens = depth
 
     def note(self, kind: BoundaryKind, number: int) -> None:
         """A beginning or an end of an episode, at this answer."""

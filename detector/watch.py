@@ -14,7 +14,7 @@ from detector.figures import Reference
 from detector.observation import EngineSample, Observation, Step
 from detector.outlook import Outlook, OutlookState
 from detector.phases import Phases
-from detector.phases_state import MAX_LEVELS, PhasesState
+from detector.phases_state import PhasesState, remember_level
 from detector.stats.cycle import CycleConfig, CycleVerdict
 from detector.verdict import Episode, LongForecast, Verdict
 
@@ -182,14 +182,10 @@ class Watch:
         """Where the engine was launched at another level, its collapses are those of that level."""
         before, level = self._level, self._phases.state.reference_depth
         self._level = level
-        if None in (before, level) or before == level:
+        if before is None or level is None or before == level:
             return
-        assert before is not None
-        assert level is not None
-        self._other_outlooks[before] = self._outlook.state
+        remember_level(self._other_outlooks, before, self._outlook.state)
         self._outlook = self._outlook_of(self._other_outlooks.pop(level, None))
-        while len(self._other_outlooks) > MAX_LEVELS:
-            del self._other_outlooks[next(iter(self._other_outlooks))]
 
     def _outlook_of(self, state: OutlookState | None) -> Outlook:
         return Outlook(CycleConfig(certificate_e_value=self._config.certificate_e_value), state)

@@ -8,23 +8,10 @@ from pathlib import Path
 
 import aiohttp
 from monitoring import free_port
-from served import Served, served
+from served import SWITCHED, Served, served
 
 from replay.emulator import Emulator, serving
 from replay.emulator.scenario import parse_scenario
-
-SCENARIO = """
-name = "switched"
-num_speculative_tokens = 8
-[[cycle]]
-phase = "healthy"
-length = 1000
-acceptance_length = 3.6
-[[cycle]]
-phase = "collapsed"
-length = 1000
-acceptance_length = 1.0005
-"""
 
 
 class Engine:
@@ -39,7 +26,7 @@ class Engine:
 @contextlib.asynccontextmanager
 async def engine(name: str, directory: Path, policy: str = "", server: str = "") -> AsyncIterator[Engine]:
     """An engine that changes its phase only when told to. policy, server: lines for [policy] and [server]."""
-    emulator, port = Emulator(parse_scenario(SCENARIO, "switched"), model="m", time_scale=30), free_port()
+    emulator, port = Emulator(parse_scenario(SWITCHED, "switched"), model="m", time_scale=30), free_port()
     async with serving(emulator) as url:
         file = directory / f"{name}.toml"
         text = f'[server]\nagent = "127.0.0.1:{port}"\n{server}\n[[backends]]\nname = "{name}"\nurl = "{url}"\n'

@@ -16,6 +16,19 @@ from pathlib import Path
 SPECBREAKER = str(Path(sysconfig.get_path("scripts")) / "specbreaker")
 LOOPBACK = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
 LIMIT_SECONDS = 60
+SWITCHED = """
+name = "switched"
+num_speculative_tokens = 8
+[[cycle]]
+phase = "healthy"
+length = 1000
+acceptance_length = 3.6
+[[cycle]]
+phase = "collapsed"
+length = 1000
+acceptance_length = 1.0005
+"""
+"""An engine whose phase a test chooses: its own is too long to end."""
 
 
 def clean_environment(**variables: str) -> dict[str, str]:

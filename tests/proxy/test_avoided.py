@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import msgspec
 import pytest
+from served import SWITCHED
 from upstreams import connected, observed, settings, until
 
 from detector.observation import Observation, RequestFacts
@@ -95,25 +96,13 @@ def test_while_clients_ask_or_a_canary_is_out_none_is_sent() -> None:
 
 # ---- wired -----------------------------------------------------------------------------------------------------------
 
-SCENARIO = """
-name = "switched"
-num_speculative_tokens = 8
-[[cycle]]
-phase = "healthy"
-length = 1000
-acceptance_length = 3.6
-[[cycle]]
-phase = "collapsed"
-length = 1000
-acceptance_length = 1.0005
-"""
 BODY = b'{"model":"m","stream":true,"max_tokens":200,"messages":[{"role":"user","content":"hi"}]}'
 
 
 @contextlib.asynccontextmanager
 async def collapsed(*, asks: bool) -> AsyncIterator[tuple[Proxy, Emulator]]:
     """A proxy whose only engine has collapsed, and which gets no request any more."""
-    emulator = Emulator(parse_scenario(SCENARIO, "switched"), model="m", time_scale=100)
+    emulator = Emulator(parse_scenario(SWITCHED, "switched"), model="m", time_scale=100)
     async with serving(emulator) as url:
         quick = {"policy__dwell_seconds": 0.05, "policy__canary_interval_seconds": 0.05}
         config = settings(url, policy__canaries_without_traffic=asks, policy__max_backoff_seconds=0.1, **quick)

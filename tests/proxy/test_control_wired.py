@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 import pytest
 from click.testing import CliRunner
+from served import SWITCHED
 from upstreams import connected, observed, settings, until
 
 from proxy.cli import main
@@ -23,20 +24,7 @@ from replay.emulator.scenario import parse_scenario
 from replay.session.reader import read_session
 from replay.session.schema import EventRecord, RequestRecord, ResponseRecord, Seal, SessionHeader
 
-SCENARIO = """
-name = "switched"
-num_speculative_tokens = 8
-[[cycle]]
-phase = "healthy"
-length = 1000
-acceptance_length = 3.6
-[[cycle]]
-phase = "collapsed"
-length = 1000
-acceptance_length = 1.0005
-[step_time]
-jitter = 0.03
-"""
+SCENARIO = SWITCHED + "[step_time]\njitter = 0.03\n"
 TOKENS = 300
 
 
