@@ -63,9 +63,10 @@ Array = npt.NDArray[np.float64]
 _SHARES = np.array(ACCEPTANCES)
 _WANDERING = np.array(WANDERS)[:, None]
 _EXCESS = np.array(OVERDISPERSIONS)[:, None] - 1
-_CONSTANT_EXCESS, _WANDERING_EXCESS = _EXCESS * ~_WANDERING, _EXCESS * _WANDERING
+_OF_LONG_ANSWERS, _WANDERING_EXCESS = 1 + _EXCESS, _EXCESS * _WANDERING
 _UPPER_EDGES = np.array(GRID) + GRID_STEP / 2
-_LOG_ACCEPTED, _LOG_REJECTED = np.log(_SHARES), np.log1p(-_SHARES)
+_DIVERGENCES: Array = np.array([np.ones(len(GRID)), -np.log(_SHARES), -np.log1p(-_SHARES)])
+"""Rows: what a step's own log likelihood, its accepted and its rejected positions add to its divergence."""
 
 
 @lru_cache(maxsize=128)
@@ -230,6 +231,8 @@ class _Table(NamedTuple):
     """What a kernel needs at each grid point, for a K."""
 
     steps_per_token: Array
+    wanders_per_token: Array
+    """In correlation lengths of a wander, negative."""
     root_steps_per_token: Array
 
 
@@ -240,7 +243,7 @@ def _rows(weights: Array) -> Array:
 @lru_cache(maxsize=64)
 def _table(depth: int | None) -> _Table:
     per_token = np.array([1 / (1 + _accepted(share, depth)) for share in ACCEPTANCES])
-    return _Table(per_token, np.sqrt(per_token))
+    return _Table(per_token, -per_token / WANDER_STEPS, np.sqrt(per_token))
 
 
 @lru_cache(maxsize=8)
@@ -256,25 +259,23 @@ def _kernel(acceptance: Acceptance) -> Array:
     accepted = _accepted(share, positions)
     itself = rejected * math.log1p(-share) + (accepted * math.log(share) if share > 0 else 0.0)
     table = _table(acceptance.depth)
-    divergence = itself - accepted * _LOG_ACCEPTED - rejected * _LOG_REJECTED
-    steps = acceptance.tokens * table.steps_per_token
-    overdispersion = _overdispersion(steps)
-    off = 1 + steps * (divergence / TAIL) / overdispersion
+    divergence = np.array((itself, accepted, rejected)) @ _DIVERGENCES
+    overdispersion = _overdispersion(acceptance.tokens * table.wanders_per_token)
+    off = (acceptance.tokens / TAIL) * table.steps_per_token * divergence / overdispersion
+    off += 1
     square = off * off
     fourth = square * square
     kernel: Array = table.root_steps_per_token / (np.sqrt(overdispersion) * fourth * fourth * square)  # off^-TAIL
     return kernel
 
 
-def _overdispersion(steps: Array) -> Array:
-    """Steps that count as one, for each law and number of steps.
+def _overdispersion(wanders: Array) -> Array:
+    """Steps that count as one, for each law. wanders: minus the steps, in correlation lengths: -n/m.
 
     The mean of n values of an AR(1) with correlation length m has 2m/n (1 - m/n (1 - exp(-n/m))) times the variance of
     one: the bracket is the share of the long answer's excess.
     """
-    correlated = WANDER_STEPS / steps
-    share = 1 + correlated * np.expm1(-1 / correlated)
-    counted: Array = 1 + _CONSTANT_EXCESS + _WANDERING_EXCESS * share
+    counted: Array = _OF_LONG_ANSWERS - _WANDERING_EXCESS * (np.expm1(wanders) / wanders)
     return counted
 
 

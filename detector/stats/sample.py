@@ -12,6 +12,10 @@ MIN_JUDGED_TOKENS = 16
 """An answer that the client broke off before this many tokens is not judged."""
 ASSUMED_STEPS = 100
 """Verify steps (or tokens) of an answer whose length is unknown, for the weight of its evidence."""
+ROUNDING = 1e-7
+"""A chain's acceptance is worked out to this; nearer to 1 the sum of its powers is known too badly."""
+MAX_NEWTON_STEPS = 50
+"""Six are enough for any K in use."""
 MAX_GAP_SHARE = 0.9
 """A single gap longer than this share of the decode time leaves too little to time the rest by."""
 
@@ -92,7 +96,7 @@ def sample_of(observation: Observation) -> Sample | None:
 def chain_acceptance(accepted_per_step: float, chain_length: int | None) -> float:
     """Conditional acceptance p of a chain of drafted positions that yields this many accepted tokens a step.
 
-    p solves accepted = p + p^2 + ... + p^K = p (1 - p^K) / (1 - p), by bisection to 1e-6.
+    p solves accepted = p + p^2 + ... + p^K = p (1 - p^K) / (1 - p), by Newton's method to 1e-6.
     """
     if accepted_per_step <= 0:
         return 0.0
@@ -100,12 +104,17 @@ def chain_acceptance(accepted_per_step: float, chain_length: int | None) -> floa
         return accepted_per_step / (1 + accepted_per_step)
     if accepted_per_step >= chain_length:
         return 1.0
-    low, high = 0.0, 1.0
-    for _ in range(20):
-        middle = (low + high) / 2
-        accepted = middle * (1 - middle**chain_length) / (1 - middle)
-        low, high = (middle, high) if accepted < accepted_per_step else (low, middle)
-    return (low + high) / 2
+    # The sum is convex in p, and at least p as well as K p^((K+1)/2): from this end Newton's steps only go down.
+    p = min(accepted_per_step, (accepted_per_step / chain_length) ** (2 / (chain_length + 1)))
+    for _ in range(MAX_NEWTON_STEPS):
+        p = min(p, 1 - ROUNDING)
+        full = p**chain_length
+        off = p * (1 - full) / (1 - p) - accepted_per_step
+        step = off * (1 - p) ** 2 / (1 - (chain_length + 1 - chain_length * p) * full)
+        p -= step
+        if step < ROUNDING:
+            break
+    return min(1.0, p)
 
 
 def _conditional_acceptance(
