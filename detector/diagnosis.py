@@ -118,4 +118,5 @@ def _slower(timed: Timed | None, law: TimeLaw) -> tuple[float | None, float | No
     """Log ratio of a time to what is expected at its load and context, with its error."""
     if timed is None or law.answers < MIN_ANSWERS:
         return None, None
-    return law.deviation(timed)
+    compared = law.compare(timed)
+    return compared.slower, compared.spread

@@ -13,7 +13,7 @@ import msgspec
 
 from detector.stats.baseline import MIN_ANSWERS, Baseline, acceptance_of, step_time_of, token_time_of
 from detector.stats.sample import Sample
-from detector.stats.timing import RATE, STEP
+from detector.stats.timing import RATE, STEP, Compared
 from detector.verdict import Cause
 
 MIN_ACCEPTANCE = 0.1
@@ -111,7 +111,8 @@ class Factor(msgspec.Struct, frozen=True):
 
 
 def _factors(sample: Sample, baseline: Baseline) -> list[Factor]:
-    found = [_acceptance_evidence(sample, baseline), _inflation_evidence(sample, baseline)]
+    step = _step_compared(sample, baseline)
+    found = [_acceptance_evidence(sample, baseline, step), _inflation_evidence(baseline, step)]
     known = [factor for factor in found if factor is not None]
     rate = None if known else _rate_evidence(sample, baseline)
     return known if rate is None else [rate]
@@ -137,26 +138,28 @@ def is_late(sample: Sample, baseline: Baseline) -> bool:
     return sample.ttft_seconds is not None and bool(usual) and sample.ttft_seconds > max(usual)
 
 
-def _acceptance_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
+def _step_compared(sample: Sample, baseline: Baseline) -> Compared | None:
+    """The step time of the answer beside the healthy one."""
+    timed = step_time_of(sample)
+    if timed is None or baseline.step_seconds.answers < MIN_ANSWERS:
+        return None
+    return baseline.step_seconds.compare(timed)
+
+
+def _acceptance_evidence(sample: Sample, baseline: Baseline, step: Compared | None) -> Factor | None:
     acceptance = acceptance_of(sample)
     if acceptance is None:
         return None
     law = baseline.law_of(acceptance)
     if law.answers < MIN_ANSWERS or (baseline.medians.conditional_acceptance or 0.0) < MIN_ACCEPTANCE:
         return None
-    worst, ratio = law.nats(acceptance, _drag_ratio(sample, baseline))
+    # A collapse may slow the steps a little, too.
+    drag_ratio = 1.0 if step is None else baseline.step_seconds.drag_ratio(step)
+    worst, ratio = law.nats(acceptance, drag_ratio)
     if sample.upper_bound and ratio < 0:
         return None
     cause = Cause.SPECULATION_OFF if _speculation_is_off(sample, baseline) else Cause.ACCEPTANCE_COLLAPSE
     return Factor(max(MIN_EVIDENCE, worst), max(MIN_EVIDENCE, ratio), cause)
-
-
-def _drag_ratio(sample: Sample, baseline: Baseline) -> float:
-    """What the step time adds to the evidence of acceptance: a collapse may slow the steps a little, too."""
-    timed = step_time_of(sample)
-    if timed is None or baseline.step_seconds.answers < MIN_ANSWERS:
-        return 1.0
-    return baseline.step_seconds.drag_ratio(timed)
 
 
 def _speculation_is_off(sample: Sample, baseline: Baseline) -> bool:
@@ -169,11 +172,10 @@ def _speculation_is_off(sample: Sample, baseline: Baseline) -> bool:
     return expected is not None and sample.step_seconds is not None and sample.step_seconds < OFF_STEP_SHARE * expected
 
 
-def _inflation_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
-    timed = step_time_of(sample)
-    if timed is None or baseline.step_seconds.answers < MIN_ANSWERS:
+def _inflation_evidence(baseline: Baseline, step: Compared | None) -> Factor | None:
+    if step is None:
         return None
-    nats = max(MIN_EVIDENCE, baseline.step_seconds.nats(timed, STEP))
+    nats = max(MIN_EVIDENCE, baseline.step_seconds.slow_nats(step, STEP))
     return Factor(nats, nats, Cause.STEP_INFLATION)
 
 

@@ -105,7 +105,7 @@ def chain_acceptance(accepted_per_step: float, chain_length: int | None) -> floa
     if accepted_per_step >= chain_length:
         return 1.0
     # The sum is convex in p, and at least p as well as K p^((K+1)/2): from this end Newton's steps only go down.
-    p = min(accepted_per_step, (accepted_per_step / chain_length) ** (2 / (chain_length + 1)))
+    p: float = min(accepted_per_step, (accepted_per_step / chain_length) ** (2 / (chain_length + 1)))
     for _ in range(MAX_NEWTON_STEPS):
         p = min(p, 1 - ROUNDING)
         full = p**chain_length
