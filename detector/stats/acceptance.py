@@ -99,10 +99,10 @@ class _Model(NamedTuple):
     both: Array
     """Healthy and collapsed over all overdispersions and grid points, to be weighted with a kernel."""
 
-    def likelihoods(self, kernel: Array) -> tuple[float, float]:
-        """Of an answer: healthy, collapsed."""
-        healthy, collapsed = (self.both @ kernel.ravel()).tolist()
-        return healthy, collapsed
+    def likelihoods(self, kernels: Array) -> Array:
+        """Of each of these answers: healthy, collapsed."""
+        likelihoods: Array = self.both @ kernels.reshape(len(kernels), -1).T
+        return likelihoods
 
 
 class Acceptance(msgspec.Struct, frozen=True):
@@ -130,25 +130,34 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
     """Mixing distribution of the collapses seen, which sharpens the alternative; the prior keeps half of the weight."""
     collapsed_answers: int = 0
 
-    def learn(self, acceptance: Acceptance) -> None:
-        """Take one healthy answer in: predictive recursion with weights 1/n, not below 1/``MEMORY_ANSWERS``."""
+    def learn(self, *acceptances: Acceptance) -> None:
+        """Take healthy answers in: predictive recursion with weights 1/n, not below 1/``MEMORY_ANSWERS``.
+
+        Several at once are all predicted from what was known before the first of them.
+        """
         if self.answers == 0:
             # A drafter may be poor from the start.
-            lowest = min(LOWEST_CONTENT, LOWEST_CONTENT_SHARE * acceptance.share)
+            lowest = min(LOWEST_CONTENT, LOWEST_CONTENT_SHARE * acceptances[0].share)
             self.weights = _rows(_content_prior(round(lowest, 2))).tobytes()
-        kernel, model = _kernel(acceptance), self._model()
-        joint = model.healthy * kernel
-        predicted = np.maximum(joint.sum(axis=1), 1e-300)
-        trust = 1.0
+        kernels, model = np.array([_kernel(one) for one in acceptances]), self._model()
+        joint = model.healthy * kernels
+        predicted = np.maximum(joint.sum(axis=2), 1e-300)
+        trust = np.ones(len(acceptances))
         if self.answers >= TRUSTED_ANSWERS:
-            healthy, collapsed = model.likelihoods(kernel)
+            healthy, collapsed = model.likelihoods(kernels)
             trust = healthy / (healthy + DOUBTED * collapsed)
-        self.answers += 1
-        rate = trust * max(1 / (self.answers + 1), 1 / MEMORY_ANSWERS)
-        weights = (1 - rate) * self._weights() + joint @ _SMOOTHER * (rate / predicted)[:, None]
+        numbers = np.arange(self.answers + 1, self.answers + len(acceptances) + 1)
+        self.answers += len(acceptances)
+        rates = trust * np.maximum(1 / (numbers + 1), 1 / MEMORY_ANSWERS)
+        kept = np.cumprod(1 - rates[::-1])[::-1]
+        """What the answers from each one on leave of what was known before it."""
+        gains = (rates * kept / (1 - rates))[:, None] / predicted
+        weights = kept[0] * self._weights() + (gains[:, :, None] * joint).sum(axis=0) @ _SMOOTHER
         self.weights = (weights / weights.sum(axis=1, keepdims=True)).tobytes()
         if self.answers > UNSCORED_ANSWERS:
-            scores = SCORE_MEMORY * np.frombuffer(self.scores) + trust * np.log(predicted)
+            memory = SCORE_MEMORY ** (self.answers - numbers)
+            scores = SCORE_MEMORY ** len(acceptances) * np.frombuffer(self.scores)
+            scores += (memory * trust) @ np.log(predicted)
             self.scores = (scores - scores.max()).tobytes()
 
     def learn_collapsed(self, acceptance: Acceptance) -> None:
@@ -168,7 +177,7 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         The first is evidence for a collapse: its exponential has a mean of at most 1 over answers of any one content
         with a share of at least ``RARE_CONTENT``. The negative of the second is evidence for health.
         """
-        healthy, collapsed = self._model().likelihoods(_kernel(acceptance))
+        ((healthy,), (collapsed,)) = self._model().likelihoods(_kernel(acceptance)[None]).tolist()
         collapsed *= other_ratio
         worst = healthy / RARE_CONTENT + FREAK * collapsed
         return _log_ratio(collapsed, worst), _log_ratio(collapsed, healthy + FREAK * collapsed)
@@ -246,7 +255,7 @@ def _table(depth: int | None) -> _Table:
     return _Table(per_token, -per_token / WANDER_STEPS, np.sqrt(per_token))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=128)
 def _kernel(acceptance: Acceptance) -> Array:
     """Likelihood of the answer for each overdispersion and at each grid point, up to a common factor.
 

@@ -15,6 +15,8 @@ WINDOW = 50
 """Healthy answers that a median is taken over."""
 MIN_ANSWERS = 3
 """Fewer say nothing yet."""
+BATCH = 8
+"""Healthy answers that are learned at once, which costs little more than one; the first ``EARLY`` do not wait."""
 EARLY = 40
 """First answers that are kept whole, to tell a start in the middle of a collapse."""
 ASSUMED_TOKENS = 200.0
@@ -60,35 +62,58 @@ class Baseline(msgspec.Struct, kw_only=True):
     early: list[Sample] = []
     """The first answers, whatever they were judged; empty once there were ``EARLY`` of them."""
     settled: bool = False
+    waiting: list[Sample] = []
+    """Healthy answers that wait until there are ``BATCH`` of them."""
 
     def learn(self, sample: Sample) -> None:
-        """Take one healthy answer into the reference."""
-        acceptance = acceptance_of(sample)
-        if acceptance is not None and not sample.upper_bound:
-            chain: Acceptance | None = acceptance
-            if acceptance.positions == 1:
-                self.first_position.learn(acceptance)
-                chain = chain_of(sample)
-            if chain is not None:
-                self.chain.learn(chain)
-            _push(self.conditional_acceptances, acceptance.share)
-            if sample.acceptance_length is not None:
-                _push(self.acceptance_lengths, sample.acceptance_length)
-        step, token = step_time_of(sample), token_time_of(sample)
-        if step is not None:
-            self.step_seconds.learn(step, STEP)
-        if token is not None:
-            self.token_seconds.learn(token, RATE)
-        _push(self.loads, float(sample.in_flight))
-        _push(self.contexts, sample.context_tokens)
-        if sample.ttft_seconds is not None:
-            _push(self.ttft_seconds, sample.ttft_seconds)
+        """Take one healthy answer into the reference: the first ones at once, later ones ``BATCH`` at a time."""
+        self.waiting.append(sample)
+        if len(self.waiting) >= BATCH or len(self.loads) < EARLY:
+            samples, self.waiting = self.waiting, []
+            self._learn_all(samples)
+
+    def _learn_all(self, samples: list[Sample]) -> None:
+        for sample in samples:
+            self._learn_speed(sample)
+            _push(self.loads, float(sample.in_flight))
+            _push(self.contexts, sample.context_tokens)
+            if sample.ttft_seconds is not None:
+                _push(self.ttft_seconds, sample.ttft_seconds)
+        self._learn_acceptance([sample for sample in samples if not sample.upper_bound])
         self.medians = Medians(
             _median(self.conditional_acceptances),
             _median(self.acceptance_lengths),
             round(_middle(self.loads)),
             _middle(self.contexts),
         )
+
+    def _learn_acceptance(self, samples: list[Sample]) -> None:
+        first_positions: list[Acceptance] = []
+        chains: list[Acceptance] = []
+        for sample in samples:
+            acceptance = acceptance_of(sample)
+            if acceptance is None:
+                continue
+            chain: Acceptance | None = acceptance
+            if acceptance.positions == 1:
+                first_positions.append(acceptance)
+                chain = chain_of(sample)
+            if chain is not None:
+                chains.append(chain)
+            _push(self.conditional_acceptances, acceptance.share)
+            if sample.acceptance_length is not None:
+                _push(self.acceptance_lengths, sample.acceptance_length)
+        if first_positions:
+            self.first_position.learn(*first_positions)
+        if chains:
+            self.chain.learn(*chains)
+
+    def _learn_speed(self, sample: Sample) -> None:
+        step, token = step_time_of(sample), token_time_of(sample)
+        if step is not None:
+            self.step_seconds.learn(step, STEP)
+        if token is not None:
+            self.token_seconds.learn(token, RATE)
 
     def learn_collapsed(self, sample: Sample) -> None:
         """Take one answer of a collapse of acceptance in."""
@@ -104,6 +129,7 @@ class Baseline(msgspec.Struct, kw_only=True):
         empty = Baseline()
         self.acceptance_lengths, self.conditional_acceptances = [], []
         self.loads, self.contexts, self.ttft_seconds, self.medians = [], [], [], Medians()
+        self.waiting = []
         self.first_position, self.chain = empty.first_position, empty.chain
         self.step_seconds, self.token_seconds = empty.step_seconds, empty.token_seconds
         for sample in samples:
