@@ -74,12 +74,12 @@ class Baseline(msgspec.Struct, kw_only=True):
 
     def _learn_all(self, samples: list[Sample]) -> None:
         for sample in samples:
-            self._learn_speed(sample)
             _push(self.loads, float(sample.in_flight))
             _push(self.contexts, sample.context_tokens)
             if sample.ttft_seconds is not None:
                 _push(self.ttft_seconds, sample.ttft_seconds)
         self._learn_acceptance([sample for sample in samples if not sample.upper_bound])
+        self._learn_times(samples)
         self.medians = Medians(
             _median(self.conditional_acceptances),
             _median(self.acceptance_lengths),
@@ -108,12 +108,15 @@ class Baseline(msgspec.Struct, kw_only=True):
         if chains:
             self.chain.learn(*chains)
 
-    def _learn_speed(self, sample: Sample) -> None:
-        step, token = step_time_of(sample), token_time_of(sample)
-        if step is not None:
-            self.step_seconds.learn(step, STEP)
-        if token is not None:
-            self.token_seconds.learn(token, RATE)
+    def _learn_times(self, samples: list[Sample]) -> None:
+        for sample in samples:
+            step, token = step_time_of(sample), token_time_of(sample)
+            if step is not None:
+                self.step_seconds.learn(step, STEP)
+            # Answers that tell both factors are not judged by their rate: one of a batch tells what is usual.
+            judged_by_rate = step is None or sample.conditional_acceptance is None
+            if token is not None and (judged_by_rate or sample is samples[-1]):
+                self.token_seconds.learn(token, RATE)
 
     def learn_collapsed(self, sample: Sample) -> None:
         """Take one answer of a collapse of acceptance in."""
