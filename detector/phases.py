@@ -197,7 +197,7 @@ class Phases:
         suspicion = state.detector.update(evidence) if evidence is not None else state.detector.nats
         self._suspect(answer, nats)
         ended = answer.observation.ended
-        if evidence is not None and phase is Phase.RECOVERING and nats >= CLEAR_NATS:
+        if evidence is not None and phase is Phase.RECOVERING and state.relapses(evidence.ratio_nats):
             self._state.resume_episode(answer.number)
             self._degrade(Phase.COLLAPSED, answer, state.log.episodes[-1].cause)
         elif evidence is not None and suspicion >= self._alarm_nats:

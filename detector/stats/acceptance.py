@@ -14,12 +14,17 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-GRID_STEP = 0.25
-GRID = tuple(-4.0 + GRID_STEP * index for index in range(33))
-"""Logits of the conditional acceptances that are told apart: 0.018 to 0.982."""
-ACCEPTANCES = tuple(1 / (1 + math.exp(-logit)) for logit in GRID)
+from detector.stats.acceptance_grid import (
+    ACCEPTANCES,
+    GRID,
+    GRID_STEP,
+    Array,
+    accepted_per_step,
+    begun,
+    logit,
+)
+
 OVERDISPERSIONS = (3.0, 5.0, 8.0, 13.0, 21.0, 14.0, 28.0)
 """Verify steps that count as one independent step in a long answer: content makes the steps of an answer alike. Which
 of these it is, is learned too."""
@@ -53,13 +58,16 @@ TRUSTED_ANSWERS = 40
 DOUBTED = 0.2
 """Share of collapsed answers expected among those that raised no alarm."""
 COLLAPSE_MEMORY_ANSWERS = 30
+COLLAPSE_PRIOR_ANSWERS, MIN_COLLAPSE_PRIOR = 4.0, 0.3
+"""The prior of what collapses look like weighs as much as so many collapsed answers, and never less than this share."""
+BEGUN_SHARE = 0.7
+"""Of collapses, those that begin inside an answer; the others begin before one."""
 MEMORY_ANSWERS = 400
 """Answers after which the learning rate no longer falls: older ones are slowly forgotten."""
 _SMOOTHING = (0.03, 0.12, 0.7, 0.12, 0.03)
 """An answer stands for contents near its own as well."""
 
 
-Array = npt.NDArray[np.float64]
 _SHARES = np.array(ACCEPTANCES)
 _WANDERING = np.array(WANDERS)[:, None]
 _EXCESS = np.array(OVERDISPERSIONS)[:, None] - 1
@@ -72,7 +80,7 @@ _DIVERGENCES: Array = np.array([np.ones(len(GRID)), -np.log(_SHARES), -np.log1p(
 @lru_cache(maxsize=128)
 def _collapse_prior(usual: float) -> Array:
     """A collapsed drafter of this usual acceptance: a Laplace law of its logit."""
-    middle, top = _logit(COLLAPSED_SHARE * usual), _logit(COLLAPSED_TOP_SHARE * usual)
+    middle, top = logit(COLLAPSED_SHARE * usual), logit(COLLAPSED_TOP_SHARE * usual)
     logits = np.array(GRID)
     weights = np.exp(-np.abs(logits - middle)) * (logits <= top + GRID_STEP / 2)
     prior: Array = weights / weights.sum()
@@ -82,27 +90,43 @@ def _collapse_prior(usual: float) -> Array:
 @lru_cache(maxsize=128)
 def _content_prior(lowest: float) -> Array:
     """Healthy content before any was seen: any logit from the lowest to 3, equally likely."""
-    low = min(2.0, _logit(lowest))
-    weights = np.array([1.0 if low - GRID_STEP / 2 <= logit <= 3.0 else 0.0 for logit in GRID])
+    low = min(2.0, logit(lowest))
+    weights = np.array([1.0 if low - GRID_STEP / 2 <= one <= 3.0 else 0.0 for one in GRID])
     prior: Array = weights / weights.sum()
     return prior
 
 
 class _Model(NamedTuple):
-    """The two hypotheses."""
+    """The hypotheses."""
 
     shares: Array
     """Posterior share of each overdispersion."""
     healthy: Array
     """For each overdispersion, what healthy answers may come from: the content learned, and some never seen."""
     collapsed: Array
-    both: Array
-    """Healthy and collapsed over all overdispersions and grid points, to be weighted with a kernel."""
+    all: Array
+    """Rows: healthy, collapsed, and a collapse that begins in the answer, over all overdispersions and grid points, to
+    be weighted with a kernel."""
 
     def likelihoods(self, kernels: Array) -> Array:
-        """Of each of these answers: healthy, collapsed."""
-        likelihoods: Array = self.both @ kernels.reshape(len(kernels), -1).T
+        """Of each of these answers: healthy, collapsed, and with a collapse that begins in it."""
+        likelihoods: Array = self.all @ kernels.reshape(len(kernels), -1).T
         return likelihoods
+
+
+class LogRatios(NamedTuple):
+    """Log likelihood ratios of one answer against a healthy one.
+
+    The exponentials of the first two have a mean of at most 1 over answers of any one content with a share of at least
+    ``RARE_CONTENT``: they are evidence for a collapse.
+    """
+
+    collapsed: float
+    """Of an answer that is collapsed as a whole."""
+    first: float
+    """Of the first answer of a collapse, which may begin inside it."""
+    usual: float
+    """Collapsed, for the usual mix of content: its negative is evidence for health."""
 
 
 class Acceptance(msgspec.Struct, frozen=True):
@@ -127,8 +151,10 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
     """For each overdispersion, the log predictive likelihood of the answers so far, with forgetting."""
     answers: int = 0
     collapsed: bytes = b""
-    """Mixing distribution of the collapses seen, which sharpens the alternative; the prior keeps half of the weight."""
+    """Mixing distribution of the collapses seen, which sharpens the alternative."""
     collapsed_answers: int = 0
+    depth: int | None = None
+    """K of the answers that are learned; None: it is unknown."""
 
     def learn(self, *acceptances: Acceptance) -> None:
         """Take healthy answers in: predictive recursion with weights 1/n, not below 1/``MEMORY_ANSWERS``.
@@ -139,12 +165,13 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
             # A drafter may be poor from the start.
             lowest = min(LOWEST_CONTENT, LOWEST_CONTENT_SHARE * acceptances[0].share)
             self.weights = _rows(_content_prior(round(lowest, 2))).tobytes()
+        self.depth = acceptances[-1].depth
         kernels, model = np.array([_kernel(one) for one in acceptances]), self._model()
         joint = model.healthy * kernels
         predicted = np.maximum(joint.sum(axis=2), 1e-300)
         trust = np.ones(len(acceptances))
         if self.answers >= TRUSTED_ANSWERS:
-            healthy, collapsed = model.likelihoods(kernels)
+            healthy, collapsed, _ = model.likelihoods(kernels)
             trust = healthy / (healthy + DOUBTED * collapsed)
         numbers = np.arange(self.answers + 1, self.answers + len(acceptances) + 1)
         self.answers += len(acceptances)
@@ -170,17 +197,22 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         weights = (1 - rate) * (np.frombuffer(self.collapsed) if self.collapsed else model.collapsed) + rate * posterior
         self.collapsed = (weights / weights.sum()).tobytes()
 
-    def nats(self, acceptance: Acceptance, other_ratio: float = 1.0) -> tuple[float, float]:
-        """Log likelihood ratios of collapsed against healthy: for the least favourable traffic, and for all traffic.
+    def nats(self, acceptance: Acceptance, other_ratio: float = 1.0, freak: float = FREAK) -> LogRatios:
+        """What one answer says of a collapse.
 
         other_ratio: likelihood ratio of what else the answer says of a collapse of acceptance, such as its step time.
-        The first is evidence for a collapse: its exponential has a mean of at most 1 over answers of any one content
-        with a share of at least ``RARE_CONTENT``. The negative of the second is evidence for health.
+        freak: share of healthy answers that look like this one for a reason of their own.
         """
-        ((healthy,), (collapsed,)) = self._model().likelihoods(_kernel(acceptance)[None]).tolist()
+        likelihoods = self._model().likelihoods(_kernel(acceptance)[None])
+        healthy, collapsed, begun_here = likelihoods[:, 0].tolist()
+        first = other_ratio * (BEGUN_SHARE * begun_here + (1 - BEGUN_SHARE) * collapsed)
         collapsed *= other_ratio
-        worst = healthy / RARE_CONTENT + FREAK * collapsed
-        return _log_ratio(collapsed, worst), _log_ratio(collapsed, healthy + FREAK * collapsed)
+        worst = healthy / RARE_CONTENT
+        return LogRatios(
+            _log_ratio(collapsed, worst + freak * collapsed),
+            _log_ratio(first, worst + freak * first),
+            _log_ratio(collapsed, healthy + freak * collapsed),
+        )
 
     def quantile(self, share: float) -> float:
         """Conditional acceptance below which this share of healthy answers has its content, 0..1."""
@@ -190,19 +222,21 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         return np.frombuffer(self.weights).reshape(len(OVERDISPERSIONS), len(GRID))
 
     def _model(self) -> _Model:
-        return _model(self.weights, self.scores, self.collapsed)
+        return _model(self.weights, self.scores, self.collapsed, self.collapsed_answers, self.depth)
 
 
 @lru_cache(maxsize=64)
-def _model(weights: bytes, scores: bytes, collapses: bytes) -> _Model:
+def _model(weights: bytes, scores: bytes, collapses: bytes, collapsed_answers: int, depth: int | None) -> _Model:
     shares, healthy, usual = _healthy(weights, scores)
     collapsed = _collapse_prior(round(usual, 2))
     if collapses:
-        collapsed = (collapsed + np.frombuffer(collapses)) / 2
-    both = np.empty((2, *healthy.shape))
-    np.multiply(shares[:, None], healthy, out=both[0])
-    np.multiply(shares[:, None], collapsed, out=both[1])
-    return _Model(shares, healthy, collapsed, both.reshape(2, -1))
+        prior = max(MIN_COLLAPSE_PRIOR, COLLAPSE_PRIOR_ANSWERS / (COLLAPSE_PRIOR_ANSWERS + collapsed_answers))
+        collapsed = prior * collapsed + (1 - prior) * np.frombuffer(collapses)
+    every = np.empty((3, *healthy.shape))
+    np.multiply(shares[:, None], healthy, out=every[0])
+    np.multiply(shares[:, None], collapsed, out=every[1])
+    np.multiply(shares[:, None], begun(shares @ healthy, collapsed, depth), out=every[2])
+    return _Model(shares, healthy, collapsed, every.reshape(3, -1))
 
 
 @lru_cache(maxsize=64)
@@ -220,13 +254,8 @@ def _healthy(weights: bytes, scores: bytes) -> tuple[Array, Array, float]:
 def _quantile(weights: bytes, scores: bytes, share: float) -> float:
     shares, healthy, _ = _healthy(weights, scores)
     # A grid point stands for the contents half a step to each side.
-    logit = float(np.interp(share, np.cumsum(shares @ healthy), _UPPER_EDGES))
-    return 1 / (1 + math.exp(-logit))
-
-
-def _logit(share: float) -> float:
-    share = min(0.98, max(0.02, share))
-    return math.log(share / (1 - share))
+    log_odds = float(np.interp(share, np.cumsum(shares @ healthy), _UPPER_EDGES))
+    return 1 / (1 + math.exp(-log_odds))
 
 
 def _log_ratio(above: float, below: float) -> float:
@@ -251,7 +280,7 @@ def _rows(weights: Array) -> Array:
 
 @lru_cache(maxsize=64)
 def _table(depth: int | None) -> _Table:
-    per_token = np.array([1 / (1 + _accepted(share, depth)) for share in ACCEPTANCES])
+    per_token = np.array([1 / (1 + accepted_per_step(share, depth)) for share in ACCEPTANCES])
     return _Table(per_token, -per_token / WANDER_STEPS, np.sqrt(per_token))
 
 
@@ -265,7 +294,7 @@ def _kernel(acceptance: Acceptance) -> Array:
     """
     share, positions = min(MAX_SHARE, max(0.0, acceptance.share)), acceptance.positions
     rejected = 1.0 - (0.0 if positions is None else share**positions)
-    accepted = _accepted(share, positions)
+    accepted = accepted_per_step(share, positions)
     itself = rejected * math.log1p(-share) + (accepted * math.log(share) if share > 0 else 0.0)
     table = _table(acceptance.depth)
     divergence = np.array((itself, accepted, rejected)) @ _DIVERGENCES
@@ -286,9 +315,3 @@ def _overdispersion(wanders: Array) -> Array:
     """
     counted: Array = _OF_LONG_ANSWERS - _WANDERING_EXCESS * (np.expm1(wanders) / wanders)
     return counted
-
-
-def _accepted(share: float, positions: int | None) -> float:
-    """Accepted tokens a step: p + p^2 + ... + p^K."""
-    full = 0.0 if positions is None else share**positions
-    return share * (1 - full) / (1 - share)

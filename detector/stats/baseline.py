@@ -7,14 +7,17 @@ from statistics import median
 
 import msgspec
 
+from detector.stats import pace
 from detector.stats.acceptance import Acceptance, AcceptanceLaw
 from detector.stats.sample import Sample, chain_acceptance
-from detector.stats.timing import RATE, STEP, Timed, TimeLaw
+from detector.stats.timing import RATE, STEP, TRUSTED_ANSWERS, Timed, TimeLaw
 
 WINDOW = 50
 """Healthy answers that a median is taken over."""
 MIN_ANSWERS = 3
 """Fewer say nothing yet."""
+MIN_LINE_ANSWERS = 10
+"""Fewer say nothing yet of how load and context move a rate."""
 BATCH = 8
 """Healthy answers that are learned at once, which costs little more than one; the first ``EARLY`` do not wait."""
 EARLY = 40
@@ -56,6 +59,8 @@ class Baseline(msgspec.Struct, kw_only=True):
     """Of p_0."""
     chain: AcceptanceLaw = msgspec.field(default_factory=AcceptanceLaw)
     """Of the conditional acceptance over all positions, of every answer."""
+    paced: AcceptanceLaw = msgspec.field(default_factory=AcceptanceLaw)
+    """Of the acceptance that rates tell (``pace.by_rate``) of answers that tell no other."""
     step_seconds: TimeLaw = msgspec.field(default_factory=TimeLaw)
     token_seconds: TimeLaw = msgspec.field(default_factory=TimeLaw)
     """1 / rate."""
@@ -109,6 +114,9 @@ class Baseline(msgspec.Struct, kw_only=True):
             self.chain.learn(*chains)
 
     def _learn_times(self, samples: list[Sample]) -> None:
+        paced = [told for sample in samples if not _tells_acceptance(sample) if (told := self.paced_acceptance(sample))]
+        if paced:
+            self.paced.learn(*paced)
         for sample in samples:
             step, token = step_time_of(sample), token_time_of(sample)
             if step is not None:
@@ -133,7 +141,7 @@ class Baseline(msgspec.Struct, kw_only=True):
         self.acceptance_lengths, self.conditional_acceptances = [], []
         self.loads, self.contexts, self.ttft_seconds, self.medians = [], [], [], Medians()
         self.waiting = []
-        self.first_position, self.chain = empty.first_position, empty.chain
+        self.first_position, self.chain, self.paced = empty.first_position, empty.chain, empty.paced
         self.step_seconds, self.token_seconds = empty.step_seconds, empty.token_seconds
         for sample in samples:
             self.learn(sample)
@@ -159,6 +167,20 @@ class Baseline(msgspec.Struct, kw_only=True):
     def law_of(self, acceptance: Acceptance) -> AcceptanceLaw:
         """The law that an acceptance follows: p_0 hardly depends on content, later positions do."""
         return self.first_position if acceptance.positions == 1 else self.chain
+
+    def acceptance_by_step_time(self, sample: Sample) -> Acceptance | None:
+        """The acceptance that the rate tells while the law of the step time is settled; ``chain`` is its law."""
+        token, law, depth = token_time_of(sample), self.step_seconds, self.chain.depth
+        if token is None or depth is None or law.answers < TRUSTED_ANSWERS or self.chain.answers < TRUSTED_ANSWERS:
+            return None
+        return pace.by_step_time(law.compare(token), _tokens(sample), depth)
+
+    def paced_acceptance(self, sample: Sample) -> Acceptance | None:
+        """The acceptance that the rate alone tells; ``paced`` is its law."""
+        token, law = token_time_of(sample), self.token_seconds
+        if token is None or law.answers < MIN_LINE_ANSWERS:
+            return None
+        return pace.by_rate(law.compare(token), _tokens(sample))
 
     def step_floor(self) -> float | None:
         """Conditional acceptance at the middle of the worst healthy content; None while it is unknown."""
@@ -208,6 +230,10 @@ def token_time_of(sample: Sample) -> Timed | None:
     if sample.decode_tokens_per_second is None:
         return None
     return _timed(sample, -math.log(sample.decode_tokens_per_second), sample.tokens)
+
+
+def _tells_acceptance(sample: Sample) -> bool:
+    return sample.conditional_acceptance is not None and not sample.upper_bound
 
 
 def _tokens(sample: Sample) -> float:

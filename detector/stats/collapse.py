@@ -11,6 +11,7 @@ import math
 
 import msgspec
 
+from detector.stats.acceptance import FREAK, TRUSTED_ANSWERS, LogRatios
 from detector.stats.baseline import MIN_ANSWERS, Baseline, acceptance_of, step_time_of, token_time_of
 from detector.stats.sample import Sample
 from detector.stats.timing import RATE, STEP, Compared
@@ -38,6 +39,8 @@ class Evidence(msgspec.Struct, frozen=True):
     """Log likelihood ratio of degraded against healthy for the usual mix of content."""
     cause: Cause
     """The one that the answer speaks for most."""
+    acceptance_first_nats: float | None = None
+    """``acceptance_nats`` of an answer in which the collapse may have begun; None: the same."""
 
     @property
     def nats(self) -> float:
@@ -48,7 +51,8 @@ class Evidence(msgspec.Struct, frozen=True):
 class EDetector(msgspec.Struct):
     """Shiryaev-Roberts e-detectors: for each factor, the sum over all onsets of the product of the e-values since.
 
-    M = (1 + M) L, arXiv 2203.03532, section 2, and the weighted mean of both factors' M. M - (number of e-values) is a
+    M = M L + L_first, where L_first is of an answer in which the collapse may have begun (arXiv 2203.03532, section 2,
+    with another e-value for the first answer of each onset), and the weighted mean of both factors' M. M - (number of e-values) is a
     supermartingale while all e-values have a conditional mean of at most 1, and so is the mean, whatever its weights
     are as long as they stay: the mean number of answers to an alarm at M >= A is at least A. Two factors, since one
     freak in each is no collapse.
@@ -62,7 +66,9 @@ class EDetector(msgspec.Struct):
     def update(self, evidence: Evidence) -> float:
         """Take one answer in; returns log M."""
         if evidence.acceptance_nats is not None:
-            self.acceptance = min(MAX_DETECTOR, (1.0 + self.acceptance) * math.exp(evidence.acceptance_nats))
+            first = evidence.acceptance_first_nats
+            begun = math.exp(evidence.acceptance_nats if first is None else first)
+            self.acceptance = min(MAX_DETECTOR, begun + self.acceptance * math.exp(evidence.acceptance_nats))
         if evidence.step_nats is not None:
             self.step = min(MAX_DETECTOR, (1.0 + self.step) * math.exp(evidence.step_nats))
         return self.nats
@@ -84,7 +90,8 @@ def weigh(sample: Sample, baseline: Baseline) -> Evidence | None:
     if loudest.cause is Cause.UNKNOWN:
         nats = {False: loudest.nats, True: loudest.nats}
     ratio = math.log(sum(math.exp(factor.ratio_nats) for factor in factors) / len(factors))
-    return Evidence(nats.get(False), nats.get(True), ratio, loudest.cause)
+    first = next((factor.first_nats for factor in factors if factor.cause is not Cause.STEP_INFLATION), None)
+    return Evidence(nats.get(False), nats.get(True), ratio, loudest.cause, first)
 
 
 def weigh_recovery(sample: Sample, baseline: Baseline, cause: Cause) -> Factor | None:
@@ -108,6 +115,8 @@ class Factor(msgspec.Struct, frozen=True):
     nats: float
     ratio_nats: float
     cause: Cause
+    first_nats: float | None = None
+    """``nats`` of an answer in which the collapse may have begun; None: the same."""
 
 
 def _factors(sample: Sample, baseline: Baseline) -> list[Factor]:
@@ -155,11 +164,11 @@ def _acceptance_evidence(sample: Sample, baseline: Baseline, step: Compared | No
         return None
     # A collapse may slow the steps a little, too.
     drag_ratio = 1.0 if step is None else baseline.step_seconds.drag_ratio(step)
-    worst, ratio = law.nats(acceptance, drag_ratio)
-    if sample.upper_bound and ratio < 0:
+    ratios = law.nats(acceptance, drag_ratio)
+    if sample.upper_bound and ratios.usual < 0:
         return None
     cause = Cause.SPECULATION_OFF if _speculation_is_off(sample, baseline) else Cause.ACCEPTANCE_COLLAPSE
-    return Factor(max(MIN_EVIDENCE, worst), max(MIN_EVIDENCE, ratio), cause)
+    return _drafter_factor(ratios, cause)
 
 
 def _speculation_is_off(sample: Sample, baseline: Baseline) -> bool:
@@ -180,8 +189,25 @@ def _inflation_evidence(baseline: Baseline, step: Compared | None) -> Factor | N
 
 
 def _rate_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
+    """By the acceptance that the rate tells, where enough is known for that; else by the law of rates."""
     timed = token_time_of(sample)
     if timed is None or baseline.token_seconds.answers < MIN_ANSWERS:
         return None
-    nats = max(MIN_EVIDENCE, baseline.token_seconds.nats(timed, RATE))
-    return Factor(nats, nats, Cause.UNKNOWN)
+    told, law = baseline.acceptance_by_step_time(sample), baseline.chain
+    if told is None and baseline.paced.answers >= TRUSTED_ANSWERS:
+        told, law = baseline.paced_acceptance(sample), baseline.paced
+    compared = baseline.token_seconds.compare(timed)
+    if told is None:
+        nats = max(MIN_EVIDENCE, baseline.token_seconds.slow_nats(compared, RATE))
+        return Factor(nats, nats, Cause.UNKNOWN)
+    stalled = 0.0 if sample.stall_removed else baseline.token_seconds.stall_likelihood(compared)
+    return _drafter_factor(law.nats(told, freak=FREAK + stalled), Cause.UNKNOWN)
+
+
+def _drafter_factor(ratios: LogRatios, cause: Cause) -> Factor:
+    return Factor(
+        nats=max(MIN_EVIDENCE, ratios.collapsed),
+        ratio_nats=max(MIN_EVIDENCE, ratios.usual),
+        cause=cause,
+        first_nats=max(MIN_EVIDENCE, ratios.first),
+    )

@@ -40,6 +40,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Without the longest gap, so that one stall does not read as slow steps."""
     decode_tokens_per_second: float | None = None
     """Without the longest gap, too."""
+    stall_removed: bool = False
+    """The longest gap was known: no stall is part of these times."""
     tokens: float | None = None
     decode_seconds: float | None = None
     """Longest gap included."""
@@ -86,6 +88,7 @@ def sample_of(observation: Observation) -> Sample | None:
         verify_steps=steps,
         step_seconds=None if step_seconds is None or moving is None else step_seconds * moving * _others(steps, gap),
         decode_tokens_per_second=None if rate is None or moving is None else rate / moving,
+        stall_removed=gap is not None,
         tokens=tokens,
         decode_seconds=decode_seconds,
         ttft_seconds=_positive(observation.ttft_seconds),

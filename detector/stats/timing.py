@@ -103,7 +103,7 @@ class Alternative(msgspec.Struct, frozen=True):
     """Share of healthy answers that are as slow as that for a reason of their own; bounds one answer's evidence."""
 
 
-STEP = Alternative(math.log(1.5), 2.0, freak=1 / 1000)
+STEP = Alternative(math.log(1.5), 2.0, freak=1 / 2000)
 RATE = Alternative(0.5, 1.5, content=0.5, content_share=0.4)
 
 
@@ -167,6 +167,10 @@ class TimeLaw(msgspec.Struct, kw_only=True):
     def nats(self, timed: Timed, alternative: Alternative) -> float:
         """Log likelihood ratio of a slow backend against a healthy one."""
         return self.slow_nats(self.compare(timed), alternative)
+
+    def stall_likelihood(self, compared: Compared) -> float:
+        """Density, in nats, of a healthy answer that is as slow as this one because of a stall."""
+        return self._stall_share(compared) * self._stall_density(compared, max(compared.slower, MIN_SPREAD))
 
     def drag_ratio(self, compared: Compared) -> float:
         """Likelihood ratio of an answer of a collapsed drafter against a healthy one, by its step time."""
