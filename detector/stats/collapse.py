@@ -101,12 +101,16 @@ def weigh_recovery(sample: Sample, baseline: Baseline, cause: Cause) -> Factor |
     its GPU with the fallback that carries the traffic.
     """
     factors = _factors(sample, baseline)
-    if cause is Cause.ACCEPTANCE_COLLAPSE:
-        factors = [factor for factor in factors if factor.ratio_nats < 0 and factor.cause in _DRAFTING] or factors
+    of_cause = _OF_CAUSE.get(cause, ())
+    factors = [factor for factor in factors if factor.ratio_nats < 0 and factor.cause in of_cause] or factors
     return max(factors, key=lambda factor: factor.ratio_nats, default=None)
 
 
-_DRAFTING = (Cause.ACCEPTANCE_COLLAPSE, Cause.SPECULATION_OFF)
+_OF_CAUSE = {
+    Cause.ACCEPTANCE_COLLAPSE: (Cause.ACCEPTANCE_COLLAPSE, Cause.SPECULATION_OFF),
+    Cause.STEP_INFLATION: (Cause.STEP_INFLATION,),
+}
+"""Where one factor is back, the other does not keep an episode open that it did not open."""
 
 
 class Factor(msgspec.Struct, frozen=True):
