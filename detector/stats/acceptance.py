@@ -60,7 +60,7 @@ DOUBTED = 0.2
 COLLAPSE_MEMORY_ANSWERS = 30
 COLLAPSE_PRIOR_ANSWERS, MIN_COLLAPSE_PRIOR = 4.0, 0.3
 """The prior of what collapses look like weighs as much as so many collapsed answers, and never less than this share."""
-BEGUN_SHARE = 0.7
+BEGUN_SHARE = 0.5
 """Of collapses, those that begin inside an answer; the others begin before one."""
 MEMORY_ANSWERS = 400
 """Answers after which the learning rate no longer falls: older ones are slowly forgotten."""

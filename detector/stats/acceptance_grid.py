@@ -1,4 +1,4 @@
-"""The grid of conditional acceptances that laws of acceptance are learned on, and answers in which a collapse begins."""
+"""The grid of conditional acceptances that laws are learned on, and the answers in which a collapse begins."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def accepted_per_step(share: float, positions: int | None) -> float:
 
 
 def begun(healthy: Array, collapsed: Array, depth: int | None) -> Array:
-    """Distribution over ``GRID`` of the acceptance of an answer in which a collapse begins, from those before and after.
+    """Acceptance of answers in which a collapse begins, from that before and after it: distributions over ``GRID``.
 
     A token costs 1/A steps, so an answer that has a share s of its tokens after the onset has
     1/A = (1 - s)/A_before + s/A_after.

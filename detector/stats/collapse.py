@@ -51,11 +51,11 @@ class Evidence(msgspec.Struct, frozen=True):
 class EDetector(msgspec.Struct):
     """Shiryaev-Roberts e-detectors: for each factor, the sum over all onsets of the product of the e-values since.
 
-    M = M L + L_first, where L_first is of an answer in which the collapse may have begun (arXiv 2203.03532, section 2,
-    with another e-value for the first answer of each onset), and the weighted mean of both factors' M. M - (number of e-values) is a
-    supermartingale while all e-values have a conditional mean of at most 1, and so is the mean, whatever its weights
-    are as long as they stay: the mean number of answers to an alarm at M >= A is at least A. Two factors, since one
-    freak in each is no collapse.
+    M = M L + L_first (arXiv 2203.03532, section 2), where L_first is the e-value of an answer in which the collapse may
+    have begun, and the weighted mean of both factors' M. M - (number of e-values) is a supermartingale while all
+    e-values have a conditional mean of at most 1, and so is the mean, whatever its weights are as long as they stay:
+    the mean number of answers to an alarm at M >= A is at least A. Two factors, since one freak in each is no
+    collapse.
     """
 
     acceptance: float = 0.0

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from detector.stats.acceptance import FREAK
 from detector.stats.baseline import Baseline
-from detector.stats.collapse import EDetector, Evidence, is_low, weigh
+from detector.stats.collapse import EDetector, Evidence, is_low, weigh, weigh_recovery
 from detector.stats.sample import Sample, chain_acceptance
+from detector.stats.timing import STEP
 from detector.verdict import Cause
 
 
@@ -70,10 +71,12 @@ def test_an_upper_bound_counts_only_where_it_is_low():
     assert weigh(sample(3.5, **only_acceptance), baseline()) is None
 
 
-def test_slow_steps_of_one_answer_are_not_enough_for_an_alarm():
+def test_slow_steps_of_one_answer_are_an_alarm_only_after_collapses_of_the_step_time():
     evidence = weigh(sample(each_step=0.2), baseline())
-    assert 4.0 < evidence.nats < math.log(1000)
+    assert evidence.nats <= math.log(1 / STEP.freak)
     assert evidence.cause is Cause.STEP_INFLATION
+    assert EDetector().update(evidence) < math.log(1000)
+    assert EDetector(acceptance_share=1 / 12).update(evidence) > math.log(1000)
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.2, 1.3])
@@ -125,6 +128,55 @@ def test_the_e_detector_sums_over_all_onsets():
     for e_value in e_values:
         detector.update(bet(e_value))
     assert detector.acceptance == pytest.approx(sum(math.prod(e_values[onset:]) for onset in range(4)))
+
+
+def test_the_first_answer_of_a_collapse_has_an_e_value_of_its_own():
+    detector = EDetector()
+    for e_value, first in ((2.0, 5.0), (3.0, 0.5)):
+        nats = math.log(e_value)
+        detector.update(Evidence(nats, None, nats, Cause.ACCEPTANCE_COLLAPSE, math.log(first)))
+    assert detector.acceptance == pytest.approx(5.0 * 3.0 + 0.5)
+
+
+def rate_alone(rate, **changes):
+    unknown = {"acceptance_length": None, "conditional_acceptance": None, "step_seconds": None, "verify_steps": None}
+    return sample(decode_tokens_per_second=rate, tokens=400.0, **unknown, **changes)
+
+
+def test_a_rate_is_judged_as_acceptance_where_the_steps_are_known():
+    """Prose at 60 % of the usual rate is content that was seen; a third of the rate is a collapse."""
+    reference = Baseline()
+    for number in range(60):
+        reference.learn(sample((3.5, 2.0)[number % 2]))
+    prose, dead = (weigh(rate_alone(rate, stall_removed=True), reference) for rate in (150.0, 65.0))
+    assert prose.nats < 0
+    assert dead.nats > 5
+    assert dead.cause is Cause.UNKNOWN
+    assert dead.acceptance_nats == dead.step_nats
+
+
+def test_a_stall_may_explain_a_rate_if_the_longest_gap_is_unknown():
+    reference = baseline(answers=60)
+    told, untold = (weigh(rate_alone(65.0, stall_removed=removed), reference).nats for removed in (True, False))
+    assert untold < told - 0.5
+
+
+def test_content_is_learned_from_rates_alone():
+    """Half of the traffic at half of the rate: with 40 answers it is known, and the slow half is no collapse."""
+    reference = Baseline()
+    for number in range(120):
+        reference.learn(rate_alone((220.0, 130.0)[number % 2]))
+    assert weigh(rate_alone(130.0, stall_removed=True), reference).nats < 0
+    assert weigh(rate_alone(55.0, stall_removed=True), reference).nats > 5
+
+
+def test_slow_steps_are_over_when_steps_are_fast_though_the_content_is_poor():
+    reference = baseline(answers=60)
+    poor = sample(1.2)
+    assert weigh_recovery(poor, reference, Cause.STEP_INFLATION).cause is Cause.STEP_INFLATION
+    assert weigh_recovery(poor, reference, Cause.STEP_INFLATION).ratio_nats < -2
+    assert weigh_recovery(poor, reference, Cause.UNKNOWN).ratio_nats > -2
+    assert weigh_recovery(sample(each_step=0.07), reference, Cause.STEP_INFLATION).ratio_nats > 2
 
 
 def test_the_e_detector_alarms_no_more_often_than_it_is_set_to():
