@@ -25,11 +25,10 @@ def test_logits_of_impossible_shares_stay_finite():
     assert logit(0.5) == 0
 
 
-@given(
-    before=st.integers(0, len(GRID) - 1),
-    after=st.integers(0, len(GRID) - 1),
-    depth=st.sampled_from([1, 3, 8, 15, None]),
-)
+POINTS = st.integers(0, len(GRID) - 1)
+
+
+@given(before=POINTS, after=POINTS, depth=st.sampled_from([1, 3, 8, 15, None]))
 def test_a_beginning_lies_between_before_and_after(before, after, depth):
     weights = begun(at(before), at(after), depth)
     assert weights.sum() == pytest.approx(1)

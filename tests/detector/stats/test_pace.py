@@ -8,10 +8,10 @@ from detector.stats import pace
 from detector.stats.timing import STEP, Timed, TimeLaw
 
 
-def settled(log_seconds=math.log(0.02), answers=60):
+def settled(seconds=0.02, answers=60):
     law = TimeLaw()
     for number in range(answers):
-        law.learn(timed(log_seconds + 0.002 * (number % 3 - 1)), STEP)
+        law.learn(timed(math.log(seconds) + 0.002 * (number % 3 - 1)), STEP)
     return law
 
 
@@ -39,7 +39,7 @@ def test_a_step_time_that_is_hardly_known_tells_nothing():
 
 
 def test_the_usual_rate_has_the_usual_length():
-    law = settled(math.log(1 / 200))
+    law = settled(1 / 200)
     usual, half = (pace.by_rate(law.compare(timed(math.log(factor / 200))), 400.0) for factor in (1.0, 2.0))
     assert 1 / (1 - usual.share) == pytest.approx(pace.USUAL_LENGTH, rel=0.01)
     assert 1 / (1 - half.share) == pytest.approx(pace.USUAL_LENGTH / 2, rel=0.01)
