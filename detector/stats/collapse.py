@@ -8,6 +8,7 @@ them up. docs/detection.md says what holds under which assumptions. The steps in
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 
 import msgspec
 
@@ -76,15 +77,17 @@ class EDetector(msgspec.Struct):
 
 def weigh(sample: Sample, baseline: Baseline) -> Evidence | None:
     """What one answer says against the backend; None where there is nothing to compare with."""
-    factors = _factors(sample, baseline)
-    if not factors:
+    acceptance, step = _factors(sample, baseline)
+    known = [factor for factor in (acceptance, step) if factor is not None]
+    if not known:
         return None
-    loudest = max(factors, key=lambda factor: factor.nats)
-    nats = {factor.cause is Cause.STEP_INFLATION: factor.nats for factor in factors}
-    if loudest.cause is Cause.UNKNOWN:
-        nats = {False: loudest.nats, True: loudest.nats}
-    ratio = math.log(sum(math.exp(factor.ratio_nats) for factor in factors) / len(factors))
-    return Evidence(nats.get(False), nats.get(True), ratio, loudest.cause)
+    loudest = max(known, key=_nats)
+    return Evidence(
+        None if acceptance is None else acceptance.nats,
+        None if step is None else step.nats,
+        math.log(sum([math.exp(factor.ratio_nats) for factor in known]) / len(known)),
+        loudest.cause,
+    )
 
 
 def weigh_recovery(sample: Sample, baseline: Baseline, cause: Cause) -> Factor | None:
@@ -93,7 +96,7 @@ def weigh_recovery(sample: Sample, baseline: Baseline, cause: Cause) -> Factor |
     A collapse of acceptance is over when acceptance is back. Slow steps do not speak against it: a canary may share
     its GPU with the fallback that carries the traffic.
     """
-    factors = _factors(sample, baseline)
+    factors = [factor for factor in _factors(sample, baseline) if factor is not None]
     if cause is Cause.ACCEPTANCE_COLLAPSE:
         factors = [factor for factor in factors if factor.ratio_nats < 0 and factor.cause in _DRAFTING] or factors
     return max(factors, key=lambda factor: factor.ratio_nats, default=None)
@@ -110,12 +113,17 @@ class Factor(msgspec.Struct, frozen=True):
     cause: Cause
 
 
-def _factors(sample: Sample, baseline: Baseline) -> list[Factor]:
-    step = _step_compared(sample, baseline)
-    found = [_acceptance_evidence(sample, baseline, step), _inflation_evidence(baseline, step)]
-    known = [factor for factor in found if factor is not None]
-    rate = None if known else _rate_evidence(sample, baseline)
-    return known if rate is None else [rate]
+_nats = attrgetter("nats")
+
+
+def _factors(sample: Sample, baseline: Baseline) -> tuple[Factor | None, Factor | None]:
+    """Acceptance and step time; the rate stands for both where neither is known."""
+    compared = _step_compared(sample, baseline)
+    acceptance = _acceptance_evidence(sample, baseline, compared)
+    step = _inflation_evidence(baseline, compared)
+    if acceptance is None and step is None:
+        acceptance = step = _rate_evidence(sample, baseline)
+    return acceptance, step
 
 
 def is_low(sample: Sample, baseline: Baseline) -> bool:
