@@ -109,14 +109,14 @@ class Baseline(msgspec.Struct, kw_only=True):
             self.chain.learn(*chains)
 
     def _learn_times(self, samples: list[Sample]) -> None:
-        for sample in samples:
-            step, token = step_time_of(sample), token_time_of(sample)
-            if step is not None:
-                self.step_seconds.learn(step, STEP)
-            # Answers that tell both factors are not judged by their rate: one of a batch tells what is usual.
-            judged_by_rate = step is None or sample.conditional_acceptance is None
-            if token is not None and (judged_by_rate or sample is samples[-1]):
-                self.token_seconds.learn(token, RATE)
+        steps = [step for sample in samples if (step := step_time_of(sample)) is not None]
+        # Answers that tell both factors are not judged by their rate: one of a batch tells what is usual.
+        by_rate = [sample for sample in samples if not _tells_both_factors(sample) or sample is samples[-1]]
+        rates = [rate for sample in by_rate if (rate := token_time_of(sample)) is not None]
+        if steps:
+            self.step_seconds.learn(steps, STEP)
+        if rates:
+            self.token_seconds.learn(rates, RATE)
 
     def learn_collapsed(self, sample: Sample) -> None:
         """Take one answer of a collapse of acceptance in."""
@@ -208,6 +208,10 @@ def token_time_of(sample: Sample) -> Timed | None:
     if sample.decode_tokens_per_second is None:
         return None
     return _timed(sample, -math.log(sample.decode_tokens_per_second), sample.tokens)
+
+
+def _tells_both_factors(sample: Sample) -> bool:
+    return sample.step_seconds is not None and sample.conditional_acceptance is not None
 
 
 def _tokens(sample: Sample) -> float:

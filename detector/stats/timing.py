@@ -7,6 +7,7 @@ slowly moving intercept); noise of variance a + b/length, heavy-tailed; and a fe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import msgspec
 
 Vector = tuple[float, float, float]
 Vector5 = tuple[float, float, float, float, float]
+Triangle = tuple[float, float, float, float, float, float]
 
 PRIOR_SLOPES = (0.3, 0.5)
 """Of log requests in flight, and of log(1 + context / ``CONTEXT_SCALE``), before anything is learned."""
@@ -111,7 +113,7 @@ class TimeLaw(msgspec.Struct, kw_only=True):
     """Healthy times of one kind."""
 
     mean: Vector = (0.0, *PRIOR_SLOPES)
-    covariance: tuple[float, ...] = (PRIOR_VARIANCES[0], 0.0, 0.0, PRIOR_VARIANCES[1], 0.0, PRIOR_VARIANCES[2])
+    covariance: Triangle = (PRIOR_VARIANCES[0], 0.0, 0.0, PRIOR_VARIANCES[1], 0.0, PRIOR_VARIANCES[2])
     """Upper triangle, by rows."""
     answers: int = 0
     moments: Vector5 = (
@@ -149,20 +151,31 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         spread = math.sqrt(noise + max(0.0, uncertainty))
         return Compared(timed, expected, timed.log_seconds - expected, noise, spread, load, context)
 
-    def learn(self, timed: Timed, alternative: Alternative) -> None:
-        """Take one healthy answer in. ``alternative``: what it would be if it were not."""
-        compared = self.compare(timed)
-        trust = weight = 1.0
-        noise = MAX_SPREAD**2  # the first do not show how much answers differ
-        if self.answers >= TRUSTED_ANSWERS:
-            trust = 1 / (1 + SLOW_SHARE * math.exp(self.slow_nats(compared, alternative)))
-        if self.answers >= FIRST_ANSWERS:
-            self._learn_noise(compared, trust)
-            noise = max(compared.noise, self._noise(timed))  # one of the first that is far off shows how noisy they are
-            # Huber's weight: an answer far off moves the line no more than one at 2.5 spreads.
-            weight = trust * min(1.0, 2.5 * compared.spread / max(abs(compared.slower), 1e-12))
-        self._learn_line(compared, noise / weight)
-        self.answers += 1
+    def learn(self, timeds: Sequence[Timed], alternative: Alternative) -> None:
+        """Take healthy answers in; all of them are compared with what was known before the first.
+
+        alternative: what they would be if they were not healthy.
+        """
+        judged = [(compared := self.compare(timed), self._trust(compared, alternative)) for timed in timeds]
+        if self.answers < FIRST_ANSWERS:
+            for compared, _ in judged:
+                self._learn_line(compared, MAX_SPREAD**2)  # so few do not show how much answers differ
+        else:
+            for compared, trust in judged:
+                self._learn_noise(compared, trust)
+            for compared, trust in judged:
+                # One of the first that is far off shows how noisy they are.
+                noise = max(compared.noise, self._noise(compared.timed))
+                # Huber's weight: an answer far off moves the line no more than one at 2.5 spreads.
+                weight = trust * min(1.0, 2.5 * compared.spread / max(abs(compared.slower), 1e-12))
+                self._learn_line(compared, noise / weight)
+        self.answers += len(timeds)
+
+    def _trust(self, compared: Compared, alternative: Alternative) -> float:
+        """How likely an answer that raised no alarm is not of a slow backend."""
+        if self.answers < TRUSTED_ANSWERS or compared.slower <= 0:
+            return 1.0
+        return 1 / (1 + SLOW_SHARE * math.exp(self.slow_nats(compared, alternative)))
 
     def nats(self, timed: Timed, alternative: Alternative) -> float:
         """Log likelihood ratio of a slow backend against a healthy one."""
@@ -235,11 +248,12 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         total = px0 + px1 * load + px2 * context + noise
         gain0, gain1, gain2 = px0 / total, px1 / total, px2 / total
         intercept, load_slope, context_slope = self.mean
+        error = compared.timed.log_seconds - intercept - load_slope * load - context_slope * context
         self.mean = (
-            intercept + gain0 * compared.slower,
+            intercept + gain0 * error,
             # More load or context never makes a step faster; a few answers of different content may look as if.
-            max(0.0, load_slope + gain1 * compared.slower),
-            max(0.0, context_slope + gain2 * compared.slower),
+            max(0.0, load_slope + gain1 * error),
+            max(0.0, context_slope + gain2 * error),
         )
         self.covariance = (
             p00 - gain0 * px0,
