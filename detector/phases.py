@@ -344,7 +344,7 @@ class Phases:
 
     def _prepare_steps(self) -> None:
         """The step rule's model changes only with the reference and K: look it up once an answer, not once a step."""
-        floor = None if self._state.relaunched else self._state.baseline.step_floor()
+        floor = None if self._state.relaunched else self._state.baseline.step_floor
         self._model = stream_model(floor, self._state.num_speculative_tokens) if floor is not None else None
 
     def _set(self, phase: Phase, cause: Cause | None, degraded: bool, at: float, sample: Sample | None) -> None:

@@ -40,6 +40,9 @@ class Medians(msgspec.Struct, frozen=True):
     acceptance_length: float | None = None
     in_flight: int = 1
     context_tokens: float = 0.0
+    step_seconds: float | None = None
+    """Of this load and context, like the rate."""
+    decode_tokens_per_second: float | None = None
 
 
 class Baseline(msgspec.Struct, kw_only=True):
@@ -51,6 +54,8 @@ class Baseline(msgspec.Struct, kw_only=True):
     """Requests in flight of the last healthy answers."""
     contexts: list[float] = []
     medians: Medians = Medians()
+    step_floor: float | None = None
+    """Conditional acceptance at the middle of the worst healthy content; None while it is unknown."""
     ttft_seconds: list[float] = []
     first_position: AcceptanceLaw = msgspec.field(default_factory=AcceptanceLaw)
     """Of p_0."""
@@ -80,12 +85,17 @@ class Baseline(msgspec.Struct, kw_only=True):
                 _push(self.ttft_seconds, sample.ttft_seconds)
         self._learn_acceptance([sample for sample in samples if not sample.upper_bound])
         self._learn_times(samples)
+        load, context = round(_middle(self.loads)), _middle(self.contexts)
         self.medians = Medians(
             _median(self.conditional_acceptances),
             _median(self.acceptance_lengths),
-            round(_middle(self.loads)),
-            _middle(self.contexts),
+            load,
+            context,
+            self.expected_step_seconds(load, context),
+            self.expected_rate(load, context),
         )
+        if self.chain.answers >= MIN_ANSWERS:
+            self.step_floor = min(HIGHEST_FLOOR, self.chain.quantile(LOW_SHARE))
 
     def _learn_acceptance(self, samples: list[Sample]) -> None:
         first_positions: list[Acceptance] = []
@@ -132,7 +142,7 @@ class Baseline(msgspec.Struct, kw_only=True):
         empty = Baseline()
         self.acceptance_lengths, self.conditional_acceptances = [], []
         self.loads, self.contexts, self.ttft_seconds, self.medians = [], [], [], Medians()
-        self.waiting = []
+        self.waiting, self.step_floor = [], None
         self.first_position, self.chain = empty.first_position, empty.chain
         self.step_seconds, self.token_seconds = empty.step_seconds, empty.token_seconds
         for sample in samples:
@@ -159,10 +169,6 @@ class Baseline(msgspec.Struct, kw_only=True):
     def law_of(self, acceptance: Acceptance) -> AcceptanceLaw:
         """The law that an acceptance follows: p_0 hardly depends on content, later positions do."""
         return self.first_position if acceptance.positions == 1 else self.chain
-
-    def step_floor(self) -> float | None:
-        """Conditional acceptance at the middle of the worst healthy content; None while it is unknown."""
-        return min(HIGHEST_FLOOR, self.chain.quantile(LOW_SHARE)) if self.chain.answers >= MIN_ANSWERS else None
 
     def usual_first_position(self) -> float | None:
         """Median p_0; None while too few answers told it."""
