@@ -226,7 +226,7 @@ class Phases:
 
     def _while_degraded(self, answer: Answer) -> None:
         state, sample, ended = self._state, answer.sample, answer.observation.ended
-        factor = weigh_recovery(sample, state.baseline, state.verdict.cause or Cause.UNKNOWN)
+        factor = weigh_recovery(answer.evidence, state.verdict.cause or Cause.UNKNOWN)
         if factor is not None and sample.started >= state.detected_at:
             state.recovery_nats = max(0.0, state.recovery_nats - factor.ratio_nats)
         if state.recovery_nats >= RECOVERY_NATS:

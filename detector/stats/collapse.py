@@ -29,6 +29,14 @@ MIN_EVIDENCE = -6.0
 MAX_DETECTOR = 1e12
 
 
+class Factor(msgspec.Struct, frozen=True):
+    """What an answer says of one factor of its speed."""
+
+    nats: float
+    ratio_nats: float
+    cause: Cause
+
+
 class Evidence(msgspec.Struct, frozen=True):
     """What one answer says. Nats are log e-values against the healthy state, whatever content makes up the traffic."""
 
@@ -39,6 +47,7 @@ class Evidence(msgspec.Struct, frozen=True):
     """Log likelihood ratio of degraded against healthy for the usual mix of content."""
     cause: Cause
     """The one that the answer speaks for most."""
+    factors: tuple[Factor, ...] = ()
 
     @property
     def nats(self) -> float:
@@ -87,32 +96,23 @@ def weigh(sample: Sample, baseline: Baseline) -> Evidence | None:
         None if step is None else step.nats,
         math.log(sum([math.exp(factor.ratio_nats) for factor in known]) / len(known)),
         loudest.cause,
+        tuple(known),
     )
 
 
-def weigh_recovery(sample: Sample, baseline: Baseline, cause: Cause) -> Factor | None:
+def weigh_recovery(evidence: Evidence | None, cause: Cause) -> Factor | None:
     """What one answer says of a backend that is degraded for this cause: the factor that is worst.
 
     A collapse of acceptance is over when acceptance is back. Slow steps do not speak against it: a canary may share
     its GPU with the fallback that carries the traffic.
     """
-    factors = [factor for factor in _factors(sample, baseline) if factor is not None]
+    factors = evidence.factors if evidence is not None else ()
     if cause is Cause.ACCEPTANCE_COLLAPSE:
-        factors = [factor for factor in factors if factor.ratio_nats < 0 and factor.cause in _DRAFTING] or factors
+        factors = tuple(one for one in factors if one.ratio_nats < 0 and one.cause in _DRAFTING) or factors
     return max(factors, key=lambda factor: factor.ratio_nats, default=None)
 
 
 _DRAFTING = (Cause.ACCEPTANCE_COLLAPSE, Cause.SPECULATION_OFF)
-
-
-class Factor(msgspec.Struct, frozen=True):
-    """What an answer says of one factor of its speed."""
-
-    nats: float
-    ratio_nats: float
-    cause: Cause
-
-
 _nats = attrgetter("nats")
 
 
