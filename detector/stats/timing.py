@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -90,6 +89,8 @@ class Compared(NamedTuple):
     load: float
     context: float
     """Covariates of the line."""
+    shortness: float
+    """Covariate of the noise."""
 
 
 class Alternative(msgspec.Struct, frozen=True):
@@ -124,6 +125,8 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         PRIOR_ANSWERS * MIN_SPREAD**2,
     )
     """Sums of weight, u, u^2, residual^2 and u residual^2, where u = reference / length."""
+    noise: Vector = (MIN_SPREAD**2, 0.0, MIN_SPREAD**2)
+    """What follows from the moments: a and b of the variance a + b u, and the mean variance."""
     stalls: float = STALL_SHARE * STALL_ANSWERS
     stall_chances: float = STALL_ANSWERS
     """Requests in flight, summed over answers: each may have interrupted the answer, with a prefill for one."""
@@ -147,9 +150,10 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         expected = intercept + load_slope * load + context_slope * context
         p00, p01, p02, p11, p12, p22 = self.covariance
         uncertainty = p00 + load * (2 * p01 + load * p11 + 2 * context * p12) + context * (2 * p02 + context * p22)
-        noise = self._noise(timed)
+        shortness = _shortness(timed)
+        noise = self._noise(shortness)
         spread = math.sqrt(noise + max(0.0, uncertainty))
-        return Compared(timed, expected, timed.log_seconds - expected, noise, spread, load, context)
+        return Compared(timed, expected, timed.log_seconds - expected, noise, spread, load, context, shortness)
 
     def learn(self, timeds: Sequence[Timed], alternative: Alternative) -> None:
         """Take healthy answers in; all of them are compared with what was known before the first.
@@ -163,9 +167,10 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         else:
             for compared, trust in judged:
                 self._learn_noise(compared, trust)
+            self.noise = _noise_law(self.moments)
             for compared, trust in judged:
                 # One of the first that is far off shows how noisy they are.
-                noise = max(compared.noise, self._noise(compared.timed))
+                noise = max(compared.noise, self._noise(compared.shortness))
                 # Huber's weight: an answer far off moves the line no more than one at 2.5 spreads.
                 weight = trust * min(1.0, 2.5 * compared.spread / max(abs(compared.slower), 1e-12))
                 self._learn_line(compared, noise / weight)
@@ -228,12 +233,11 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         weight, _, _, squares, _ = self.moments
         return self.answers < TRUSTED_ANSWERS and squares > weight * ONE_CONTENT_SPREAD**2
 
-    def _noise(self, timed: Timed) -> float:
+    def _noise(self, shortness: float) -> float:
         """Variance a + b u of one answer's noise."""
-        a, b, least = _noise_law(self.moments)
+        a, b, mean = self.noise
         # A slope through a few points promises too much for long answers.
-        least = MIN_SPREAD**2 if self.answers >= TRUSTED_ANSWERS else least
-        return max(least, a + b * _shortness(timed))
+        return max(MIN_SPREAD**2 if self.answers >= TRUSTED_ANSWERS else mean, a + b * shortness)
 
     def _learn_line(self, compared: Compared, noise: float) -> None:
         """One step of the Kalman filter; what is unknown never exceeds what it was at the start."""
@@ -275,7 +279,7 @@ class TimeLaw(msgspec.Struct, kw_only=True):
             self.stall_shape += stalled
             self.stall_seconds += stalled * _expected_seconds(compared) * math.expm1(min(slower, MAX_STALL))
         square = (1 - stalled) * min(slower * slower, 12 * spread * spread)
-        u = _shortness(compared.timed)
+        u = compared.shortness
         weight, us, uus, squares, u_squares = self.moments
         self.moments = (
             MEMORY * weight + trust,
@@ -299,7 +303,6 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         return shape / scale * tail * expected * math.exp(slower)
 
 
-@lru_cache(maxsize=64)
 def _noise_law(moments: Vector5) -> Vector:
     """a and b of the variance a + b u: least squares on the squared residuals; and the mean variance. Within bounds."""
     weight, u, uu, r, ur = moments
