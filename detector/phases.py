@@ -190,7 +190,7 @@ class Phases:
 
     def _while_serving(self, answer: Answer, *, learn: bool) -> None:
         state, phase, evidence, sample = self._state, self._state.verdict.phase, answer.evidence, answer.sample
-        nats = evidence.nats if evidence is not None else 0.0
+        nats = evidence.loudest.nats if evidence is not None else 0.0
         if nats > 0 and sample.started < state.recovered_at:
             state.evidence_nats = 0.0
             return  # it began in the last episode, which explains it
@@ -202,7 +202,7 @@ class Phases:
             self._degrade(Phase.COLLAPSED, answer, state.log.episodes[-1].cause)
         elif evidence is not None and suspicion >= self._alarm_nats:
             row = state.suspects or _row_from(answer)
-            cause = self._blame(answer, evidence.cause, others_degraded=True if row.answers > 1 else None)
+            cause = self._blame(answer, evidence.loudest.cause, others_degraded=True if row.answers > 1 else None)
             state.log.open(row, answer.request, None, cause)
             self._state.note("opened", row.onset_answer)
             self._degrade(Phase.COLLAPSED if row.answers > 1 else Phase.TRANSITION, answer, cause)
@@ -226,7 +226,7 @@ class Phases:
 
     def _while_degraded(self, answer: Answer) -> None:
         state, sample, ended = self._state, answer.sample, answer.observation.ended
-        factor = weigh_recovery(sample, state.baseline, state.verdict.cause or Cause.UNKNOWN)
+        factor = weigh_recovery(answer.evidence, state.verdict.cause or Cause.UNKNOWN)
         if factor is not None and sample.started >= state.detected_at:
             state.recovery_nats = max(0.0, state.recovery_nats - factor.ratio_nats)
         if state.recovery_nats >= RECOVERY_NATS:
@@ -344,7 +344,7 @@ class Phases:
 
     def _prepare_steps(self) -> None:
         """The step rule's model changes only with the reference and K: look it up once an answer, not once a step."""
-        floor = None if self._state.relaunched else self._state.baseline.step_floor()
+        floor = None if self._state.relaunched else self._state.baseline.step_floor
         self._model = stream_model(floor, self._state.num_speculative_tokens) if floor is not None else None
 
     def _set(self, phase: Phase, cause: Cause | None, degraded: bool, at: float, sample: Sample | None) -> None:

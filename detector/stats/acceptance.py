@@ -51,6 +51,8 @@ COLLAPSED_SHARE, COLLAPSED_TOP_SHARE = 0.35, 0.7
 """A collapsed drafter has about this share of its usual conditional acceptance, and at most this."""
 TAIL = 10
 """Degrees of the tail: an answer E nats off counts as if (1 + E / TAIL)^-TAIL likely, not exp(-E)."""
+LENGTHS = 20
+"""So many lengths of answers, in a factor of e, are told apart for how alike their steps are."""
 MAX_SHARE = 0.999
 """A higher acceptance counts as this."""
 TRUSTED_ANSWERS = 40
@@ -71,7 +73,7 @@ _SMOOTHING = (0.03, 0.12, 0.7, 0.12, 0.03)
 _SHARES = np.array(ACCEPTANCES)
 _WANDERING = np.array(WANDERS)[:, None]
 _EXCESS = np.array(OVERDISPERSIONS)[:, None] - 1
-_OF_LONG_ANSWERS, _WANDERING_EXCESS = 1 + _EXCESS, _EXCESS * _WANDERING
+_CONSTANT_EXCESS, _WANDERING_EXCESS = _EXCESS * ~_WANDERING, _EXCESS * _WANDERING
 _UPPER_EDGES = np.array(GRID) + GRID_STEP / 2
 _DIVERGENCES: Array = np.array([np.ones(len(GRID)), -np.log(_SHARES), -np.log1p(-_SHARES)])
 """Rows: what a step's own log likelihood, its accepted and its rejected positions add to its divergence."""
@@ -109,8 +111,8 @@ class _Model(NamedTuple):
     be weighted with a kernel."""
 
     def likelihoods(self, kernels: Array) -> Array:
-        """Of each of these answers: healthy, collapsed, and with a collapse that begins in it."""
-        likelihoods: Array = self.all @ kernels.reshape(len(kernels), -1).T
+        """Of an answer, or of each of several: healthy, collapsed, and with a collapse that begins in it."""
+        likelihoods: Array = self.all.dot(kernels.reshape(*kernels.shape[:-2], -1).T)
         return likelihoods
 
 
@@ -203,8 +205,7 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         other_ratio: likelihood ratio of what else the answer says of a collapse of acceptance, such as its step time.
         freak: share of healthy answers that look like this one for a reason of their own.
         """
-        likelihoods = self._model().likelihoods(_kernel(acceptance)[None])
-        healthy, collapsed, begun_here = likelihoods[:, 0].tolist()
+        healthy, collapsed, begun_here = self._model().likelihoods(_kernel(acceptance)).tolist()
         first = other_ratio * (BEGUN_SHARE * begun_here + (1 - BEGUN_SHARE) * collapsed)
         collapsed *= other_ratio
         worst = healthy / RARE_CONTENT
@@ -265,13 +266,12 @@ def _log_ratio(above: float, below: float) -> float:
 _SMOOTHER = sum(share * np.eye(len(GRID), k=offset - 2) for offset, share in enumerate(_SMOOTHING))
 
 
-class _Table(NamedTuple):
-    """What a kernel needs at each grid point, for a K."""
+class _Scale(NamedTuple):
+    """What a kernel needs for each overdispersion and at each grid point, for a K and a length."""
 
-    steps_per_token: Array
-    wanders_per_token: Array
-    """In correlation lengths of a wander, negative."""
-    root_steps_per_token: Array
+    per_token: Array
+    """Turns tokens times divergence into what the tail takes to its power."""
+    height: Array
 
 
 def _rows(weights: Array) -> Array:
@@ -279,9 +279,17 @@ def _rows(weights: Array) -> Array:
 
 
 @lru_cache(maxsize=64)
-def _table(depth: int | None) -> _Table:
-    per_token = np.array([1 / (1 + accepted_per_step(share, depth)) for share in ACCEPTANCES])
-    return _Table(per_token, -per_token / WANDER_STEPS, np.sqrt(per_token))
+def _steps_per_token(depth: int | None) -> Array:
+    """Verify steps that a drafter takes for a token, at each grid point."""
+    return np.array([1 / (1 + accepted_per_step(share, depth)) for share in ACCEPTANCES])
+
+
+@lru_cache(maxsize=256)
+def _scale(depth: int | None, length: int) -> _Scale:
+    """length: of the answer, in ``LENGTHS`` of its logarithm."""
+    per_token = _steps_per_token(depth)
+    overdispersion = _overdispersion(math.exp(length / LENGTHS) * per_token)
+    return _Scale(per_token / (TAIL * overdispersion), np.sqrt(per_token / overdispersion))
 
 
 @lru_cache(maxsize=128)
@@ -292,26 +300,26 @@ def _kernel(acceptance: Acceptance) -> Array:
     is the Kullback divergence of one step, n the steps that a drafter of acceptance p would have taken for these
     tokens (an unlucky answer takes more steps, which must not count as more evidence).
     """
-    share, positions = min(MAX_SHARE, max(0.0, acceptance.share)), acceptance.positions
+    share, positions, tokens = min(MAX_SHARE, max(0.0, acceptance.share)), acceptance.positions, acceptance.tokens
     rejected = 1.0 - (0.0 if positions is None else share**positions)
     accepted = accepted_per_step(share, positions)
     itself = rejected * math.log1p(-share) + (accepted * math.log(share) if share > 0 else 0.0)
-    table = _table(acceptance.depth)
-    divergence = np.array((itself, accepted, rejected)) @ _DIVERGENCES
-    overdispersion = _overdispersion(acceptance.tokens * table.wanders_per_token)
-    off = (acceptance.tokens / TAIL) * table.steps_per_token * divergence / overdispersion
-    off += 1
+    divergence = np.array((tokens * itself, tokens * accepted, tokens * rejected)).dot(_DIVERGENCES)
+    per_token, height = _scale(acceptance.depth, round(LENGTHS * math.log(tokens)))
+    off = 1 + divergence * per_token
     square = off * off
     fourth = square * square
-    kernel: Array = table.root_steps_per_token / (np.sqrt(overdispersion) * fourth * fourth * square)  # off^-TAIL
+    kernel: Array = height / (fourth * fourth * square)  # off^-TAIL
     return kernel
 
 
-def _overdispersion(wanders: Array) -> Array:
-    """Steps that count as one, for each law. wanders: minus the steps, in correlation lengths: -n/m.
+def _overdispersion(steps: Array) -> Array:
+    """Steps that count as one, for each law and number of steps.
 
     The mean of n values of an AR(1) with correlation length m has 2m/n (1 - m/n (1 - exp(-n/m))) times the variance of
     one: the bracket is the share of the long answer's excess.
     """
-    counted: Array = _OF_LONG_ANSWERS - _WANDERING_EXCESS * (np.expm1(wanders) / wanders)
+    correlated = WANDER_STEPS / steps
+    share = 1 + correlated * np.expm1(-1 / correlated)
+    counted: Array = 1 + _CONSTANT_EXCESS + _WANDERING_EXCESS * share
     return counted

@@ -43,6 +43,9 @@ class Medians(msgspec.Struct, frozen=True):
     acceptance_length: float | None = None
     in_flight: int = 1
     context_tokens: float = 0.0
+    step_seconds: float | None = None
+    """Of this load and context, like the rate."""
+    decode_tokens_per_second: float | None = None
 
 
 class Baseline(msgspec.Struct, kw_only=True):
@@ -54,6 +57,8 @@ class Baseline(msgspec.Struct, kw_only=True):
     """Requests in flight of the last healthy answers."""
     contexts: list[float] = []
     medians: Medians = Medians()
+    step_floor: float | None = None
+    """Conditional acceptance at the middle of the worst healthy content; None while it is unknown."""
     ttft_seconds: list[float] = []
     first_position: AcceptanceLaw = msgspec.field(default_factory=AcceptanceLaw)
     """Of p_0."""
@@ -85,12 +90,17 @@ class Baseline(msgspec.Struct, kw_only=True):
                 _push(self.ttft_seconds, sample.ttft_seconds)
         self._learn_acceptance([sample for sample in samples if not sample.upper_bound])
         self._learn_times(samples)
+        load, context = round(_middle(self.loads)), _middle(self.contexts)
         self.medians = Medians(
             _median(self.conditional_acceptances),
             _median(self.acceptance_lengths),
-            round(_middle(self.loads)),
-            _middle(self.contexts),
+            load,
+            context,
+            self.expected_step_seconds(load, context),
+            self.expected_rate(load, context),
         )
+        if self.chain.answers >= MIN_ANSWERS:
+            self.step_floor = min(HIGHEST_FLOOR, self.chain.quantile(LOW_SHARE))
 
     def _learn_acceptance(self, samples: list[Sample]) -> None:
         first_positions: list[Acceptance] = []
@@ -117,14 +127,14 @@ class Baseline(msgspec.Struct, kw_only=True):
         paced = [told for sample in samples if not _tells_acceptance(sample) if (told := self.paced_acceptance(sample))]
         if paced:
             self.paced.learn(*paced)
-        for sample in samples:
-            step, token = step_time_of(sample), token_time_of(sample)
-            if step is not None:
-                self.step_seconds.learn(step, STEP)
-            # Answers that tell both factors are not judged by their rate: one of a batch tells what is usual.
-            judged_by_rate = step is None or sample.conditional_acceptance is None
-            if token is not None and (judged_by_rate or sample is samples[-1]):
-                self.token_seconds.learn(token, RATE)
+        steps = [step for sample in samples if (step := step_time_of(sample)) is not None]
+        # Answers that tell both factors are not judged by their rate: one of a batch tells what is usual.
+        by_rate = [sample for sample in samples if not _tells_both_factors(sample) or sample is samples[-1]]
+        rates = [rate for sample in by_rate if (rate := token_time_of(sample)) is not None]
+        if steps:
+            self.step_seconds.learn(steps, STEP)
+        if rates:
+            self.token_seconds.learn(rates, RATE)
 
     def learn_collapsed(self, sample: Sample) -> None:
         """Take one answer of a collapse of acceptance in."""
@@ -140,7 +150,7 @@ class Baseline(msgspec.Struct, kw_only=True):
         empty = Baseline()
         self.acceptance_lengths, self.conditional_acceptances = [], []
         self.loads, self.contexts, self.ttft_seconds, self.medians = [], [], [], Medians()
-        self.waiting = []
+        self.waiting, self.step_floor = [], None
         self.first_position, self.chain, self.paced = empty.first_position, empty.chain, empty.paced
         self.step_seconds, self.token_seconds = empty.step_seconds, empty.token_seconds
         for sample in samples:
@@ -181,10 +191,6 @@ class Baseline(msgspec.Struct, kw_only=True):
         if token is None or law.answers < MIN_LINE_ANSWERS:
             return None
         return pace.by_rate(law.compare(token), _tokens(sample))
-
-    def step_floor(self) -> float | None:
-        """Conditional acceptance at the middle of the worst healthy content; None while it is unknown."""
-        return min(HIGHEST_FLOOR, self.chain.quantile(LOW_SHARE)) if self.chain.answers >= MIN_ANSWERS else None
 
     def usual_first_position(self) -> float | None:
         """Median p_0; None while too few answers told it."""
@@ -234,6 +240,10 @@ def token_time_of(sample: Sample) -> Timed | None:
 
 def _tells_acceptance(sample: Sample) -> bool:
     return sample.conditional_acceptance is not None and not sample.upper_bound
+
+
+def _tells_both_factors(sample: Sample) -> bool:
+    return sample.step_seconds is not None and sample.conditional_acceptance is not None
 
 
 def _tokens(sample: Sample) -> float:

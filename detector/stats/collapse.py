@@ -8,6 +8,7 @@ them up. docs/detection.md says what holds under which assumptions. The steps in
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 
 import msgspec
 
@@ -29,23 +30,40 @@ MIN_EVIDENCE = -6.0
 MAX_DETECTOR = 1e12
 
 
-class Evidence(msgspec.Struct, frozen=True):
-    """What one answer says. Nats are log e-values against the healthy state, whatever content makes up the traffic."""
+class Factor(msgspec.Struct, frozen=True):
+    """What an answer says of one factor of its speed. Nats are log e-values against the healthy state, whatever content
+    makes up the traffic."""
 
-    acceptance_nats: float | None
-    step_nats: float | None
-    """Where one of both is unknown, it is None; where both are, both stand for the rate."""
+    nats: float
     ratio_nats: float
     """Log likelihood ratio of degraded against healthy for the usual mix of content."""
     cause: Cause
-    """The one that the answer speaks for most."""
-    acceptance_first_nats: float | None = None
-    """``acceptance_nats`` of an answer in which the collapse may have begun; None: the same."""
+    first_nats: float
+    """``nats`` of the first answer of a collapse, which may have begun inside it."""
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """What one answer says: of one factor, or of both."""
+
+    acceptance: Factor | None
+    step: Factor | None
+    """Where one of both is unknown, it is None; where both are, the rate stands for both."""
 
     @property
-    def nats(self) -> float:
-        """The stronger of both."""
-        return max(nats for nats in (self.acceptance_nats, self.step_nats) if nats is not None)
+    def factors(self) -> tuple[Factor, ...]:
+        """Those that are known."""
+        return tuple(factor for factor in (self.acceptance, self.step) if factor is not None)
+
+    @property
+    def loudest(self) -> Factor:
+        """The one that speaks most for a collapse."""
+        return max(self.factors, key=_nats)
+
+    @property
+    def ratio_nats(self) -> float:
+        """Log likelihood ratio of degraded against healthy: either factor may have collapsed."""
+        factors = self.factors
+        return math.log(sum([math.exp(factor.ratio_nats) for factor in factors]) / len(factors))
 
 
 class EDetector(msgspec.Struct):
@@ -65,12 +83,10 @@ class EDetector(msgspec.Struct):
 
     def update(self, evidence: Evidence) -> float:
         """Take one answer in; returns log M."""
-        if evidence.acceptance_nats is not None:
-            first = evidence.acceptance_first_nats
-            begun = math.exp(evidence.acceptance_nats if first is None else first)
-            self.acceptance = min(MAX_DETECTOR, begun + self.acceptance * math.exp(evidence.acceptance_nats))
-        if evidence.step_nats is not None:
-            self.step = min(MAX_DETECTOR, (1.0 + self.step) * math.exp(evidence.step_nats))
+        if evidence.acceptance is not None:
+            self.acceptance = _grown(self.acceptance, evidence.acceptance)
+        if evidence.step is not None:
+            self.step = _grown(self.step, evidence.step)
         return self.nats
 
     @property
@@ -80,55 +96,38 @@ class EDetector(msgspec.Struct):
         return math.log(max(mean, math.exp(MIN_EVIDENCE)))
 
 
+def _grown(total: float, factor: Factor) -> float:
+    return min(MAX_DETECTOR, math.exp(factor.first_nats) + total * math.exp(factor.nats))
+
+
 def weigh(sample: Sample, baseline: Baseline) -> Evidence | None:
     """What one answer says against the backend; None where there is nothing to compare with."""
-    factors = _factors(sample, baseline)
-    if not factors:
-        return None
-    loudest = max(factors, key=lambda factor: factor.nats)
-    nats = {factor.cause is Cause.STEP_INFLATION: factor.nats for factor in factors}
-    if loudest.cause is Cause.UNKNOWN:
-        nats = {False: loudest.nats, True: loudest.nats}
-    ratio = math.log(sum(math.exp(factor.ratio_nats) for factor in factors) / len(factors))
-    first = next((factor.first_nats for factor in factors if factor.cause is not Cause.STEP_INFLATION), None)
-    return Evidence(nats.get(False), nats.get(True), ratio, loudest.cause, first)
+    compared = _step_compared(sample, baseline)
+    acceptance = _acceptance_evidence(sample, baseline, compared)
+    step = _inflation_evidence(baseline, compared)
+    if acceptance is None and step is None:
+        acceptance = step = _rate_evidence(sample, baseline)
+    return None if acceptance is None and step is None else Evidence(acceptance, step)
 
 
-def weigh_recovery(sample: Sample, baseline: Baseline, cause: Cause) -> Factor | None:
+def weigh_recovery(evidence: Evidence | None, cause: Cause) -> Factor | None:
     """What one answer says of a backend that is degraded for this cause: the factor that is worst.
 
-    A collapse of acceptance is over when acceptance is back. Slow steps do not speak against it: a canary may share
-    its GPU with the fallback that carries the traffic.
+    Where the factor is back that opened the episode, the other one does not keep it open: a canary may share its GPU
+    with the fallback that carries the traffic, and ask for content that is accepted less.
     """
-    factors = _factors(sample, baseline)
-    of_cause = _OF_CAUSE.get(cause, ())
-    factors = [factor for factor in factors if factor.ratio_nats < 0 and factor.cause in of_cause] or factors
-    return max(factors, key=lambda factor: factor.ratio_nats, default=None)
+    if evidence is None:
+        return None
+    its_own = _FACTORS_OF.get(cause, ())
+    back = [factor for factor in evidence.factors if factor.ratio_nats < 0 and factor.cause in its_own]
+    return max(back or evidence.factors, key=_ratio_nats)
 
 
-_OF_CAUSE = {
+_FACTORS_OF = {
     Cause.ACCEPTANCE_COLLAPSE: (Cause.ACCEPTANCE_COLLAPSE, Cause.SPECULATION_OFF),
     Cause.STEP_INFLATION: (Cause.STEP_INFLATION,),
 }
-"""Where one factor is back, the other does not keep an episode open that it did not open."""
-
-
-class Factor(msgspec.Struct, frozen=True):
-    """What an answer says of one factor of its speed."""
-
-    nats: float
-    ratio_nats: float
-    cause: Cause
-    first_nats: float | None = None
-    """``nats`` of an answer in which the collapse may have begun; None: the same."""
-
-
-def _factors(sample: Sample, baseline: Baseline) -> list[Factor]:
-    step = _step_compared(sample, baseline)
-    found = [_acceptance_evidence(sample, baseline, step), _inflation_evidence(baseline, step)]
-    known = [factor for factor in found if factor is not None]
-    rate = None if known else _rate_evidence(sample, baseline)
-    return known if rate is None else [rate]
+_nats, _ratio_nats = attrgetter("nats"), attrgetter("ratio_nats")
 
 
 def is_low(sample: Sample, baseline: Baseline) -> bool:
@@ -189,7 +188,7 @@ def _inflation_evidence(baseline: Baseline, step: Compared | None) -> Factor | N
     if step is None:
         return None
     nats = max(MIN_EVIDENCE, baseline.step_seconds.slow_nats(step, STEP))
-    return Factor(nats, nats, Cause.STEP_INFLATION)
+    return Factor(nats, nats, Cause.STEP_INFLATION, nats)
 
 
 def _rate_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
@@ -203,7 +202,7 @@ def _rate_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
     compared = baseline.token_seconds.compare(timed)
     if told is None:
         nats = max(MIN_EVIDENCE, baseline.token_seconds.slow_nats(compared, RATE))
-        return Factor(nats, nats, Cause.UNKNOWN)
+        return Factor(nats, nats, Cause.UNKNOWN, nats)
     stalled = 0.0 if sample.stall_removed else baseline.token_seconds.stall_likelihood(compared)
     return _drafter_factor(law.nats(told, freak=FREAK + stalled), Cause.UNKNOWN)
 

@@ -146,4 +146,4 @@ def _others(steps: float | None, gap: float | None) -> float:
 
 
 def _positive(number: float | None) -> float | None:
-    return float(number) if number is not None and math.isfinite(number) and number > 0 else None
+    return float(number) if number is not None and 0 < number < math.inf else None

@@ -7,13 +7,14 @@ slowly moving intercept); noise of variance a + b/length, heavy-tailed; and a fe
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
 Vector = tuple[float, float, float]
 Vector5 = tuple[float, float, float, float, float]
+Triangle = tuple[float, float, float, float, float, float]
 
 PRIOR_SLOPES = (0.3, 0.5)
 """Of log requests in flight, and of log(1 + context / ``CONTEXT_SCALE``), before anything is learned."""
@@ -88,6 +89,8 @@ class Compared(NamedTuple):
     load: float
     context: float
     """Covariates of the line."""
+    shortness: float
+    """Covariate of the noise."""
 
 
 class Alternative(msgspec.Struct, frozen=True):
@@ -111,7 +114,7 @@ class TimeLaw(msgspec.Struct, kw_only=True):
     """Healthy times of one kind."""
 
     mean: Vector = (0.0, *PRIOR_SLOPES)
-    covariance: tuple[float, ...] = (PRIOR_VARIANCES[0], 0.0, 0.0, PRIOR_VARIANCES[1], 0.0, PRIOR_VARIANCES[2])
+    covariance: Triangle = (PRIOR_VARIANCES[0], 0.0, 0.0, PRIOR_VARIANCES[1], 0.0, PRIOR_VARIANCES[2])
     """Upper triangle, by rows."""
     answers: int = 0
     moments: Vector5 = (
@@ -122,6 +125,8 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         PRIOR_ANSWERS * MIN_SPREAD**2,
     )
     """Sums of weight, u, u^2, residual^2 and u residual^2, where u = reference / length."""
+    noise: Vector = (MIN_SPREAD**2, 0.0, MIN_SPREAD**2)
+    """What follows from the moments: a and b of the variance a + b u, and the mean variance."""
     stalls: float = STALL_SHARE * STALL_ANSWERS
     stall_chances: float = STALL_ANSWERS
     """Requests in flight, summed over answers: each may have interrupted the answer, with a prefill for one."""
@@ -145,24 +150,37 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         expected = intercept + load_slope * load + context_slope * context
         p00, p01, p02, p11, p12, p22 = self.covariance
         uncertainty = p00 + load * (2 * p01 + load * p11 + 2 * context * p12) + context * (2 * p02 + context * p22)
-        noise = self._noise(timed)
+        shortness = _shortness(timed)
+        noise = self._noise(shortness)
         spread = math.sqrt(noise + max(0.0, uncertainty))
-        return Compared(timed, expected, timed.log_seconds - expected, noise, spread, load, context)
+        return Compared(timed, expected, timed.log_seconds - expected, noise, spread, load, context, shortness)
 
-    def learn(self, timed: Timed, alternative: Alternative) -> None:
-        """Take one healthy answer in. ``alternative``: what it would be if it were not."""
-        compared = self.compare(timed)
-        trust = weight = 1.0
-        noise = MAX_SPREAD**2  # the first do not show how much answers differ
-        if self.answers >= TRUSTED_ANSWERS:
-            trust = 1 / (1 + SLOW_SHARE * math.exp(self.slow_nats(compared, alternative)))
-        if self.answers >= FIRST_ANSWERS:
-            self._learn_noise(compared, trust)
-            noise = max(compared.noise, self._noise(timed))  # one of the first that is far off shows how noisy they are
-            # Huber's weight: an answer far off moves the line no more than one at 2.5 spreads.
-            weight = trust * min(1.0, 2.5 * compared.spread / max(abs(compared.slower), 1e-12))
-        self._learn_line(compared, noise / weight)
-        self.answers += 1
+    def learn(self, timeds: Sequence[Timed], alternative: Alternative) -> None:
+        """Take healthy answers in; all of them are compared with what was known before the first.
+
+        alternative: what they would be if they were not healthy.
+        """
+        judged = [(compared := self.compare(timed), self._trust(compared, alternative)) for timed in timeds]
+        if self.answers < FIRST_ANSWERS:
+            for compared, _ in judged:
+                self._learn_line(compared, MAX_SPREAD**2)  # so few do not show how much answers differ
+        else:
+            for compared, trust in judged:
+                self._learn_noise(compared, trust)
+            self.noise = _noise_law(self.moments)
+            for compared, trust in judged:
+                # One of the first that is far off shows how noisy they are.
+                noise = max(compared.noise, self._noise(compared.shortness))
+                # Huber's weight: an answer far off moves the line no more than one at 2.5 spreads.
+                weight = trust * min(1.0, 2.5 * compared.spread / max(abs(compared.slower), 1e-12))
+                self._learn_line(compared, noise / weight)
+        self.answers += len(timeds)
+
+    def _trust(self, compared: Compared, alternative: Alternative) -> float:
+        """How likely an answer that raised no alarm is not of a slow backend."""
+        if self.answers < TRUSTED_ANSWERS or compared.slower <= 0:
+            return 1.0
+        return 1 / (1 + SLOW_SHARE * math.exp(self.slow_nats(compared, alternative)))
 
     def nats(self, timed: Timed, alternative: Alternative) -> float:
         """Log likelihood ratio of a slow backend against a healthy one."""
@@ -219,12 +237,11 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         weight, _, _, squares, _ = self.moments
         return self.answers < TRUSTED_ANSWERS and squares > weight * ONE_CONTENT_SPREAD**2
 
-    def _noise(self, timed: Timed) -> float:
+    def _noise(self, shortness: float) -> float:
         """Variance a + b u of one answer's noise."""
-        a, b, least = _noise_law(self.moments)
+        a, b, mean = self.noise
         # A slope through a few points promises too much for long answers.
-        least = MIN_SPREAD**2 if self.answers >= TRUSTED_ANSWERS else least
-        return max(least, a + b * _shortness(timed))
+        return max(MIN_SPREAD**2 if self.answers >= TRUSTED_ANSWERS else mean, a + b * shortness)
 
     def _learn_line(self, compared: Compared, noise: float) -> None:
         """One step of the Kalman filter; what is unknown never exceeds what it was at the start."""
@@ -239,11 +256,12 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         total = px0 + px1 * load + px2 * context + noise
         gain0, gain1, gain2 = px0 / total, px1 / total, px2 / total
         intercept, load_slope, context_slope = self.mean
+        error = compared.timed.log_seconds - intercept - load_slope * load - context_slope * context
         self.mean = (
-            intercept + gain0 * compared.slower,
+            intercept + gain0 * error,
             # More load or context never makes a step faster; a few answers of different content may look as if.
-            max(0.0, load_slope + gain1 * compared.slower),
-            max(0.0, context_slope + gain2 * compared.slower),
+            max(0.0, load_slope + gain1 * error),
+            max(0.0, context_slope + gain2 * error),
         )
         self.covariance = (
             p00 - gain0 * px0,
@@ -265,7 +283,7 @@ class TimeLaw(msgspec.Struct, kw_only=True):
             self.stall_shape += stalled
             self.stall_seconds += stalled * _expected_seconds(compared) * math.expm1(min(slower, MAX_STALL))
         square = (1 - stalled) * min(slower * slower, 12 * spread * spread)
-        u = _shortness(compared.timed)
+        u = compared.shortness
         weight, us, uus, squares, u_squares = self.moments
         self.moments = (
             MEMORY * weight + trust,
@@ -289,7 +307,6 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         return shape / scale * tail * expected * math.exp(slower)
 
 
-@lru_cache(maxsize=64)
 def _noise_law(moments: Vector5) -> Vector:
     """a and b of the variance a + b u: least squares on the squared residuals; and the mean variance. Within bounds."""
     weight, u, uu, r, ur = moments
