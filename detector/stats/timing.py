@@ -179,13 +179,17 @@ class TimeLaw(msgspec.Struct, kw_only=True):
 
     def drag_ratio(self, compared: Compared) -> float:
         """Likelihood ratio of an answer of a collapsed drafter against a healthy one, by its step time."""
+        return self._drag_ratio(self._drag_against_none(compared))
+
+    def _drag_ratio(self, against_none: float) -> float:
         share = self.drags / self.drag_chances
-        return 1 - share + share * self._drag_against_none(compared)
+        return 1 - share + share * against_none
 
     def learn_drag(self, timed: Timed) -> None:
         """Take one answer of a collapse of acceptance in."""
         compared = self.compare(timed)
-        dragged = self.drags / self.drag_chances * self._drag_against_none(compared) / self.drag_ratio(compared)
+        against_none = self._drag_against_none(compared)
+        dragged = self.drags / self.drag_chances * against_none / self._drag_ratio(against_none)
         slower = min(MAX_DRAG, max(0.0, compared.slower))
         self.drags = DRAG_MEMORY * self.drags + dragged
         self.drag_nats += dragged / self.drags * (slower - self.drag_nats)
