@@ -195,7 +195,8 @@ class Phases:
             state.evidence_nats = 0.0
             return  # it began in the last episode, which explains it
         suspicion = state.detector.update(evidence) if evidence is not None else state.detector.nats
-        self._suspect(answer, nats)
+        low = is_low(sample, state.baseline)
+        self._suspect(answer, suspicious=low or nats > 0)
         ended = answer.observation.ended
         if evidence is not None and phase is Phase.RECOVERING and state.relapses(evidence.ratio_nats):
             self._state.resume_episode(answer.number)
@@ -212,7 +213,7 @@ class Phases:
             self._set(Phase.TRANSITION, None, False, ended, sample)
             state.held = [*state.held, sample][-MAX_HELD:]
         else:
-            self._set(Phase.HEALTHY, self._cause_of_slowness(answer), False, ended, sample)
+            self._set(Phase.HEALTHY, self._cause_of_slowness(answer, low=low), False, ended, sample)
             self._learn(sample if learn else None)
 
     def _learn(self, sample: Sample | None) -> None:
@@ -265,12 +266,11 @@ class Phases:
         self._state.diagnosis = diagnosis if cause is diagnosis.cause else None
         return cause
 
-    def _cause_of_slowness(self, answer: Answer) -> Cause | None:
+    def _cause_of_slowness(self, answer: Answer, *, low: bool) -> Cause | None:
         """What a slow answer of a healthy backend is put down to; most answers are not slow."""
-        baseline = self._state.baseline
-        if not is_low(answer.sample, baseline) and not is_late(answer.sample, baseline):
+        if not low and not is_late(answer.sample, self._state.baseline):
             return None
-        return cause_of_slow_answer(self._diagnose(answer, others_degraded=False))
+        return cause_of_slow_answer(answer.observation, answer.sample, self._state.baseline, answer.engine)
 
     def _diagnose(self, answer: Answer, others_degraded: bool | None) -> Diagnosis:
         baseline = self._state.baseline
@@ -311,10 +311,10 @@ class Phases:
             state.log.episodes[-1].detected_request = index
             state.detected_in = None
 
-    def _suspect(self, answer: Answer, nats: float) -> None:
+    def _suspect(self, answer: Answer, *, suspicious: bool) -> None:
         """Keep the totals of the row of suspicious answers that this one continues, begins or breaks."""
         state, sample = self._state, answer.sample
-        if nats <= 0 and not is_low(sample, state.baseline):
+        if not suspicious:
             state.suspects = None
             return
         state.suspects = state.suspects or _row_from(answer)

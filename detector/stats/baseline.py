@@ -19,7 +19,9 @@ MIN_ANSWERS = 3
 MIN_LINE_ANSWERS = 10
 """Fewer say nothing yet of how load and context move a rate."""
 BATCH = 8
-"""Healthy answers that are learned at once, which costs little more than one; the first ``EARLY`` do not wait."""
+"""Healthy answers whose acceptance is learned at once, which costs little more than one."""
+BATCH_SHARE = 0.02
+"""They are at most this share of all that were learned: each of the first ones counts for much."""
 EARLY = 40
 """First answers that are kept whole, to tell a start in the middle of a collapse."""
 ASSUMED_TOKENS = 200.0
@@ -73,23 +75,29 @@ class Baseline(msgspec.Struct, kw_only=True):
     """The first answers, whatever they were judged; empty once there were ``EARLY`` of them."""
     settled: bool = False
     waiting: list[Sample] = []
-    """Healthy answers that wait until there are ``BATCH`` of them."""
+    """Healthy answers of which only the step time is learned yet."""
+    answers: int = 0
+    """All that were taken in."""
 
     def learn(self, sample: Sample) -> None:
-        """Take one healthy answer into the reference: the first ones at once, later ones ``BATCH`` at a time."""
+        """Take one healthy answer into the reference: its step time at once, the rest ``BATCH`` answers at a time."""
+        step = step_time_of(sample)
+        if step is not None:
+            self.step_seconds.learn(step, STEP)
+        self.answers += 1
         self.waiting.append(sample)
-        if len(self.waiting) >= BATCH or len(self.loads) < EARLY:
+        if len(self.waiting) >= min(BATCH, BATCH_SHARE * self.answers):
             samples, self.waiting = self.waiting, []
-            self._learn_all(samples)
+            self._learn_batch(samples)
 
-    def _learn_all(self, samples: list[Sample]) -> None:
+    def _learn_batch(self, samples: list[Sample]) -> None:
+        self._learn_acceptance([sample for sample in samples if not sample.upper_bound])
+        self._learn_rates(samples)
         for sample in samples:
             _push(self.loads, float(sample.in_flight))
             _push(self.contexts, sample.context_tokens)
             if sample.ttft_seconds is not None:
                 _push(self.ttft_seconds, sample.ttft_seconds)
-        self._learn_acceptance([sample for sample in samples if not sample.upper_bound])
-        self._learn_times(samples)
         load, context = round(_middle(self.loads)), _middle(self.contexts)
         self.medians = Medians(
             _median(self.conditional_acceptances),
@@ -123,18 +131,15 @@ class Baseline(msgspec.Struct, kw_only=True):
         if chains:
             self.chain.learn(*chains)
 
-    def _learn_times(self, samples: list[Sample]) -> None:
+    def _learn_rates(self, samples: list[Sample]) -> None:
         paced = [told for sample in samples if not _tells_acceptance(sample) if (told := self.paced_acceptance(sample))]
         if paced:
             self.paced.learn(*paced)
-        steps = [step for sample in samples if (step := step_time_of(sample)) is not None]
-        # Answers that tell both factors are not judged by their rate: one of a batch tells what is usual.
-        by_rate = [sample for sample in samples if not _tells_both_factors(sample) or sample is samples[-1]]
-        rates = [rate for sample in by_rate if (rate := token_time_of(sample)) is not None]
-        if steps:
-            self.step_seconds.learn(steps, STEP)
-        if rates:
-            self.token_seconds.learn(rates, RATE)
+        for sample in samples:
+            token = token_time_of(sample)
+            # Answers that tell both factors are not judged by their rate: one of a batch tells what is usual.
+            if token is not None and (not _tells_both_factors(sample) or sample is samples[-1]):
+                self.token_seconds.learn(token, RATE)
 
     def learn_collapsed(self, sample: Sample) -> None:
         """Take one answer of a collapse of acceptance in."""
@@ -150,7 +155,7 @@ class Baseline(msgspec.Struct, kw_only=True):
         empty = Baseline()
         self.acceptance_lengths, self.conditional_acceptances = [], []
         self.loads, self.contexts, self.ttft_seconds, self.medians = [], [], [], Medians()
-        self.waiting, self.step_floor = [], None
+        self.waiting, self.answers, self.step_floor = [], 0, None
         self.first_position, self.chain, self.paced = empty.first_position, empty.chain, empty.paced
         self.step_seconds, self.token_seconds = empty.step_seconds, empty.token_seconds
         for sample in samples:

@@ -7,7 +7,6 @@ slowly moving intercept); noise of variance a + b/length, heavy-tailed; and a fe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -155,26 +154,18 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         spread = math.sqrt(noise + max(0.0, uncertainty))
         return Compared(timed, expected, timed.log_seconds - expected, noise, spread, load, context, shortness)
 
-    def learn(self, timeds: Sequence[Timed], alternative: Alternative) -> None:
-        """Take healthy answers in; all of them are compared with what was known before the first.
-
-        alternative: what they would be if they were not healthy.
-        """
-        judged = [(compared := self.compare(timed), self._trust(compared, alternative)) for timed in timeds]
-        if self.answers < FIRST_ANSWERS:
-            for compared, _ in judged:
-                self._learn_line(compared, MAX_SPREAD**2)  # so few do not show how much answers differ
-        else:
-            for compared, trust in judged:
-                self._learn_noise(compared, trust)
-            self.noise = _noise_law(self.moments)
-            for compared, trust in judged:
-                # One of the first that is far off shows how noisy they are.
-                noise = max(compared.noise, self._noise(compared.shortness))
-                # Huber's weight: an answer far off moves the line no more than one at 2.5 spreads.
-                weight = trust * min(1.0, 2.5 * compared.spread / max(abs(compared.slower), 1e-12))
-                self._learn_line(compared, noise / weight)
-        self.answers += len(timeds)
+    def learn(self, timed: Timed, alternative: Alternative) -> None:
+        """Take one healthy answer in. ``alternative``: what it would be if it were not."""
+        compared = self.compare(timed)
+        trust = self._trust(compared, alternative)
+        weight, noise = 1.0, MAX_SPREAD**2  # the first do not show how much answers differ
+        if self.answers >= FIRST_ANSWERS:
+            self._learn_noise(compared, trust)
+            noise = max(compared.noise, self._noise(compared.shortness))  # one that is far off shows how noisy they are
+            # Huber's weight: an answer far off moves the line no more than one at 2.5 spreads.
+            weight = trust * min(1.0, 2.5 * compared.spread / max(abs(compared.slower), 1e-12))
+        self._learn_line(compared, noise / weight)
+        self.answers += 1
 
     def _trust(self, compared: Compared, alternative: Alternative) -> float:
         """How likely an answer that raised no alarm is not of a slow backend."""
@@ -192,13 +183,17 @@ class TimeLaw(msgspec.Struct, kw_only=True):
 
     def drag_ratio(self, compared: Compared) -> float:
         """Likelihood ratio of an answer of a collapsed drafter against a healthy one, by its step time."""
+        return self._drag_ratio(self._drag_against_none(compared))
+
+    def _drag_ratio(self, against_none: float) -> float:
         share = self.drags / self.drag_chances
-        return 1 - share + share * self._drag_against_none(compared)
+        return 1 - share + share * against_none
 
     def learn_drag(self, timed: Timed) -> None:
         """Take one answer of a collapse of acceptance in."""
         compared = self.compare(timed)
-        dragged = self.drags / self.drag_chances * self._drag_against_none(compared) / self.drag_ratio(compared)
+        against_none = self._drag_against_none(compared)
+        dragged = self.drags / self.drag_chances * against_none / self._drag_ratio(against_none)
         slower = min(MAX_DRAG, max(0.0, compared.slower))
         self.drags = DRAG_MEMORY * self.drags + dragged
         self.drag_nats += dragged / self.drags * (slower - self.drag_nats)
@@ -256,12 +251,11 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         total = px0 + px1 * load + px2 * context + noise
         gain0, gain1, gain2 = px0 / total, px1 / total, px2 / total
         intercept, load_slope, context_slope = self.mean
-        error = compared.timed.log_seconds - intercept - load_slope * load - context_slope * context
         self.mean = (
-            intercept + gain0 * error,
+            intercept + gain0 * compared.slower,
             # More load or context never makes a step faster; a few answers of different content may look as if.
-            max(0.0, load_slope + gain1 * error),
-            max(0.0, context_slope + gain2 * error),
+            max(0.0, load_slope + gain1 * compared.slower),
+            max(0.0, context_slope + gain2 * compared.slower),
         )
         self.covariance = (
             p00 - gain0 * px0,
@@ -292,6 +286,7 @@ class TimeLaw(msgspec.Struct, kw_only=True):
             MEMORY * squares + trust * square,
             MEMORY * u_squares + trust * u * square,
         )
+        self.noise = _noise_law(self.moments)
 
     def _stall_share(self, compared: Compared) -> float:
         return min(MAX_STALL_SHARE, self.stalls / self.stall_chances * compared.timed.in_flight)

@@ -11,7 +11,7 @@ from detector.stats.timing import STEP, Timed, TimeLaw
 def settled(seconds=0.02, answers=60):
     law = TimeLaw()
     for number in range(answers):
-        law.learn([timed(math.log(seconds) + 0.002 * (number % 3 - 1))], STEP)
+        law.learn(timed(math.log(seconds) + 0.002 * (number % 3 - 1)), STEP)
     return law
 
 

@@ -15,7 +15,7 @@ def timed(seconds=0.02, *, in_flight=1, context=500.0, tokens=1000.0, units=220.
 def learned(*answers, alternative=STEP):
     law = TimeLaw()
     for each in answers:
-        law.learn([each], alternative)
+        law.learn(each, alternative)
     return law
 
 
@@ -28,7 +28,7 @@ def test_slopes_of_load_and_context_are_learned():
     rng, law = random.Random(1), TimeLaw()
     for _ in range(300):
         load, context = rng.randint(1, 16), rng.uniform(0, 60_000)
-        law.learn([timed(0.02 * load**0.2 * (1 + context / 20_000) ** 0.4, in_flight=load, context=context)], STEP)
+        law.learn(timed(0.02 * load**0.2 * (1 + context / 20_000) ** 0.4, in_flight=load, context=context), STEP)
     assert math.exp(law.predict(8, 30_000)) == pytest.approx(0.02 * 8**0.2 * 2.5**0.4, rel=0.03)
 
 
@@ -43,7 +43,7 @@ def test_noise_of_short_answers_is_learned():
     for _ in range(400):
         tokens = rng.choice((30.0, 2000.0))
         deviation = 0.3 if tokens == 30.0 else 0.03
-        law.learn([timed(0.02 * math.exp(rng.gauss(0, deviation)), tokens=tokens, units=tokens / 4.5)], STEP)
+        law.learn(timed(0.02 * math.exp(rng.gauss(0, deviation)), tokens=tokens, units=tokens / 4.5), STEP)
     short = law.nats(timed(0.036, tokens=30.0, units=7.0), STEP)
     long = law.nats(timed(0.036, tokens=2000.0), STEP)
     assert short < 1.5 < 4 < long
@@ -68,7 +68,7 @@ def test_stalls_are_learned():
     law = learned(*noisy(60, 5, 0.03))
     before = law.nats(timed(0.06), STEP)
     for number in range(400):
-        law.learn([timed(0.06) if number % 20 == 0 else timed()], STEP)
+        law.learn(timed(0.06) if number % 20 == 0 else timed(), STEP)
     assert law.stalls / law.stall_chances > 0.01
     assert law.nats(timed(0.06), STEP) < before - 1
 
@@ -79,7 +79,7 @@ def test_neighbours_that_interrupt_are_learned_as_such():
     for _ in range(400):
         load = rng.choice((1, 8))
         interrupted = load == 8 and rng.random() < 0.5
-        law.learn([timed(0.034 if interrupted else 0.02, in_flight=load, tokens=90.0, units=20.0)], STEP)
+        law.learn(timed(0.034 if interrupted else 0.02, in_flight=load, tokens=90.0, units=20.0), STEP)
     alone, busy = (law.nats(timed(0.04, in_flight=load, tokens=90.0, units=20.0), STEP) for load in (1, 8))
     assert busy < alone - 1
 
@@ -93,7 +93,7 @@ def test_content_may_slow_a_rate_but_not_a_step():
 def test_an_unseen_collapse_hardly_moves_the_law():
     law = learned(*noisy(60, 7, 0.05))
     for _ in range(20):
-        law.learn([timed(0.07)], STEP)
+        law.learn(timed(0.07), STEP)
     assert math.exp(law.predict(1, 500.0)) == pytest.approx(0.02, rel=0.15)
 
 
@@ -109,7 +109,7 @@ def test_first_answers_of_other_content_do_not_make_load_look_fast():
     """Prose alone, then code beside it: a line through three answers must not promise that load speeds steps up."""
     law = TimeLaw()
     for in_flight, rate in [(1, 90.0), (1, 110.0), (3, 220.0), (3, 240.0), (2, 200.0)]:
-        law.learn([Timed(-math.log(rate), in_flight, 500.0, 400.0, 400.0)], RATE)
+        law.learn(Timed(-math.log(rate), in_flight, 500.0, 400.0, 400.0), RATE)
     assert law.mean[1] >= 0.0
     assert law.nats(Timed(-math.log(110.0), 10, 500.0, 400.0, 400.0), RATE) <= 0.0
 
