@@ -65,9 +65,21 @@ class RunRecorder(msgspec.Struct, kw_only=True):
             self.remainder = advance
             return
         self.cells.append(Cell(request=request, advance=advance))
-        if len(self.cells) > MAX_CELLS:
+        if len(self.cells) <= MAX_CELLS:
+            return
+        if not self.whole:
+            del self.cells[0]  # it will be no run; a change of phase lies a few answers back at most
+        else:
             old, young = self.cells[: MAX_CELLS // 2], self.cells[MAX_CELLS // 2 :]
             self.cells = [_joined(*old[at : at + 2]) for at in range(0, len(old), 2)] + young
+
+    @property
+    def elapsed(self) -> ClockReading:
+        """What the clocks did since the first answer of this phase."""
+        elapsed = ZERO
+        for cell in self.cells:
+            elapsed = elapsed.plus(cell.advance.clocks)
+        return elapsed
 
     def turn(self, first_request: int) -> Run | None:
         """Close the run at the first answer of a new phase, and begin the next one after it.

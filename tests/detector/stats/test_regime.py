@@ -118,6 +118,19 @@ def test_a_launch_forgets_the_phase_and_keeps_what_was_learned():
     assert regime.state.healthy_runs.count == 6
 
 
+def test_a_filter_that_begins_in_a_known_phase_soon_says_what_one_that_saw_it_come_says():
+    saw, begun = learned(), learned()
+    for degraded in [False] * 8 + [True] * 2:
+        saw.update(CLEAR if degraded else -CLEAR, ANSWER)
+    begun.begin(degraded=True, elapsed=ANSWER)
+    assert begun.degraded_probability == 1
+    for degraded in [True, False, False, False]:
+        for regime in (saw, begun):
+            regime.update(CLEAR if degraded else -CLEAR, ANSWER)
+    assert begun.onset_probability(ANSWER.times(4)) == pytest.approx(saw.onset_probability(ANSWER.times(4)), abs=0.01)
+    assert begun.next_degraded_probability(ANSWER) == pytest.approx(saw.next_degraded_probability(ANSWER), abs=0.01)
+
+
 advances = st.builds(
     ClockReading,
     requests=st.just(1.0),
