@@ -15,9 +15,10 @@ import numpy as np
 
 from detector.stats.clocks import Clock, ClockReading
 from detector.stats.cycle_period import Period, period_of
-from detector.stats.run_bet import Bet, bet_on, spend
+from detector.stats.run_bet import spend
 from detector.stats.run_history import RunHistory, RunLaws
-from detector.stats.run_law import HEALTHY_SIGNATURE, bump_cells, memoryless_log_cells, prior_law, typical_length
+from detector.stats.run_law import HEALTHY_SIGNATURE, memoryless_log_cells, prior_law, scaled_points, typical_length
+from detector.stats.run_parts import BUMPS, part_cells, safe_log
 from detector.stats.runs import Run
 
 MAX_LOG_E = math.log(1e6)
@@ -131,11 +132,10 @@ class CycleTest:
             shares = {name: share for name, share in BET_WEIGHTS.items() if name == PUBLISHED or Clock(name) in ends}
             state.stakes = {name: share / sum(shares.values()) for name, share in shares.items()}
             state.log_e = dict.fromkeys(shares, 0.0)
-        units = state.history.units
-        bets = {clock.value: bet_on(law, clock, units[clock]) for clock, law in self.runs.current.items()}
-        bets[PUBLISHED] = _PUBLISHED_BET
-        placed = [name for name in state.log_e if name in bets and bets[name].clock in ends]
-        for name, payoff in zip(placed, spend([bets[name] for name in placed], ends), strict=True):
+        laws = {PUBLISHED: (Clock.REQUESTS, _PUBLISHED_LAW)}
+        laws |= {clock.value: (clock, law) for clock, law in self.runs.current.items()}
+        placed = [name for name in state.log_e if name in laws and laws[name][0] in ends]
+        for name, payoff in zip(placed, spend([laws[name] for name in placed], ends), strict=True):
             state.log_e[name] = max(MIN_LOG_E, min(MAX_LOG_E, state.log_e[name] + math.log(payoff)))
         self.runs.add(run)
         state.max_log_e = max(state.max_log_e, math.log(self._e_value()))
@@ -186,11 +186,10 @@ def _periods(gaps: list[ClockReading]) -> dict[Clock, Period]:
 def _against_cycle(intervals: list[tuple[float, float]]) -> float:
     """Log of: likelihood of the memoryless prediction / largest likelihood of a law that would count as a cycle."""
     scale = typical_length(intervals)
-    low, high = np.array(intervals).T / scale
-    broad = high / (1 + high) - low / (1 + low)
-    cyclic = (1 - CLASS_CONTAMINATION) * bump_cells(low, high) + CLASS_CONTAMINATION * broad[:, None]
-    best = float(np.log(np.maximum(cyclic, 1e-300)).sum(axis=0).max())
-    return float(memoryless_log_cells(low, high).sum()) - best
+    cells = np.array(intervals) / scale
+    cyclic = part_cells(cells, CLASS_CONTAMINATION)[:, :BUMPS]
+    best = float(safe_log(cyclic).sum(axis=0).max())
+    return float(memoryless_log_cells(*cells.T).sum()) - best
 
 
-_PUBLISHED_BET: Bet = bet_on(prior_law(6.0, HEALTHY_SIGNATURE, 0.97), Clock.REQUESTS, 1.0)
+_PUBLISHED_LAW = prior_law(6.0, HEALTHY_SIGNATURE, 0.97, scaled_points(6.0))

@@ -1,4 +1,4 @@
-"""One bet on where a healthy run ends, that nobody can win on average while collapses come without a cycle.
+"""Bets on where a healthy run ends, that nobody can win on average while collapses come without a cycle.
 
 "Without a cycle" means: on at least one clock, the run's length has a density that never rises. Such a law is a
 mixture of uniform laws on (0, m], so a payoff that, averaged from 0 to m, never exceeds 1 has expectation at most 1.
@@ -6,91 +6,103 @@ mixture of uniform laws on (0, m], so a payoff that, averaged from 0 to m, never
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detector.stats.clocks import Clock
-from detector.stats.run_law import Array, RunLaw
+from detector.stats.run_law import LONGEST, TABLE, RunLaw
+from detector.stats.run_parts import Array
 
-MAX_GRID = 512
-REACH = 8.0
-"""The bet is planned up to so many times the median length; beyond it pays 1."""
-
-
-class Bet(NamedTuple):
-    """A law of the run's length on one clock, and its projection on the laws without a cycle."""
-
-    clock: Clock
-    law: RunLaw
-    step: float
-    """Width of the projection's grid, in units of the clock."""
-    projected: Array
-    """Distribution function of the projection at the multiples of ``step``, from 0."""
-
-    def payoffs(self, ends: Array) -> Array:
-        """For each cell that ends here, what the bet would pay, with no other clock to mind, if the run ended in it."""
-        below = self.law.below_all(ends)
-        expected = np.interp(ends, self.step * np.arange(len(self.projected)), self.projected)
-        last = (len(self.projected) - 1) * self.step
-        if ends[-1] > last:
-            expected = np.where(ends > last, self.projected[-1] + below - self.law.below(last), expected)
-        likely, chance = np.diff(below, prepend=0.0), np.diff(expected, prepend=0.0)
-        return np.asarray(np.maximum(likely, 1e-12) / np.maximum(chance, 1e-12))
+_PER_LENGTH: Array = 1 / TABLE[1:]
+_PER_WIDTH: Array = 1 / np.diff(TABLE)
+_POINTS = np.arange(len(TABLE))
+_ROUNDING = 1e-9
+_NO_WIDTH = 1e-30
 
 
-def bet_on(law: RunLaw, clock: Clock, unit: float) -> Bet:
-    """The bet of this law; ``unit`` is the usual advance of one answer, at which the law is looked at.
-
-    The projection (Kullback-Leibler, on non-increasing densities) is the slope of the least concave majorant of the
-    distribution function: Grenander 1956. Law / projection is the growth-optimal e-value (Gruenwald, de Heide, Koolen
-    2024, arXiv 1906.07801).
-    """
-    middle = law.points.values[int(law.cumulative.searchsorted(0.5, side="right")) - 1] or unit
-    points = min(MAX_GRID, max(8, math.ceil(REACH * middle / unit)))
-    step = unit * max(1, math.ceil(REACH * middle / unit / points))
-    return Bet(clock, law, step, concave_majorant(law.below_all(step * np.arange(points + 1.0))))
-
-
-def concave_majorant(values: Array) -> Array:
-    """Least concave majorant of equally spaced values, by pooling adjacent violators."""
-    totals: list[float] = []
-    counts: list[int] = []
-    for rise in np.diff(values).tolist():
-        total, count = rise, 1
-        while totals and totals[-1] * count <= total * counts[-1]:
-            total, count = total + totals.pop(), count + counts.pop()
-        totals.append(total)
-        counts.append(count)
-    slopes = np.repeat(np.array(totals) / counts, counts)
-    return np.asarray(values[0] + np.concatenate([[0.0], np.cumsum(slopes)]), dtype=np.float64)
-
-
-def spend(bets: Sequence[Bet], ends: dict[Clock, list[float]]) -> list[float]:
-    """Payoff of each bet on a run whose cells end at these points of each clock: e-values.
+def spend(bets: Sequence[tuple[Clock, RunLaw]], ends: dict[Clock, list[float]]) -> list[float]:
+    """Payoff of each bet, a law of the run's length on one clock (of the common table), on a run whose cells end at
+    these points of each clock: e-values.
 
     Every bet keeps an account on every clock: a cell pays its width in, and what the bet would pay there, times the
     width, is taken out. No account may be overdrawn, so the payoff averages at most 1 over (0, m] on every clock. It
     depends on the cells up to that one only, not on what would have come after.
     """
-    by_clock = [[end - begin for begin, end in pairwise([0.0, *points])] for points in ends.values()]
-    widths = list(zip(*by_clock, strict=True))
-    return [max(_last_payoff(bet.payoffs(np.array(ends[bet.clock])).tolist(), widths), 1e-12) for bet in bets]
-
-
-def _last_payoff(wanted: list[float], widths: list[tuple[float, ...]]) -> float:
-    payoff, accounts = 1.0, [0.0] * len(widths[0])
-    for payoff, cell in zip(wanted, widths, strict=True):
-        if payoff > 1:
-            for account, width in zip(accounts, cell, strict=True):
-                if payoff * width > width + account:
-                    payoff = 1 + account / width
-        gain = 1 - payoff
+    if not bets:
+        return []
+    points = np.array(list(ends.values()))
+    rows = [list(ends).index(clock) for clock, _ in bets]
+    wanted, widths = _plans([law for _, law in bets], points[rows]), _rises(points)
+    # Up to the first cell that would pay more than 1 there is nothing to mind.
+    generous = (wanted > 1).any(axis=0)
+    first = int(generous.argmax()) if generous.any() else wanted.shape[1] - 1
+    accounts = (1 - wanted[:, :first]) @ widths[:, :first].T
+    for planned, width in zip(wanted.T[first:], widths.T[first:], strict=True):
+        allowed = 1 + (accounts / np.maximum(width, _NO_WIDTH)).min(axis=1)
+        payoffs = np.minimum(planned, allowed)
         # The largest payoff that an account allows may overdraw it by a rounding error.
-        accounts = [account + width * gain for account, width in zip(accounts, cell, strict=True)]
-        if gain < 0:
-            accounts = [max(0.0, account) for account in accounts]
-    return payoff
+        accounts = np.maximum(0.0, accounts + np.outer(1 - payoffs, width))
+    found: list[float] = np.maximum(payoffs, 1e-12).tolist()
+    return found
+
+
+def _plans(laws: Sequence[RunLaw], ends: Array) -> Array:
+    """For each cell that ends here (a row for each law), what its bet would pay, with no other clock to mind, if the
+    run ended in it: law / projection, the growth-optimal e-value (Gruenwald, de Heide, Koolen 2024, arXiv 1906.07801).
+    """
+    cumulative = np.array([law.cumulative for law in laws])
+    lengths = ends / np.array([[law.points.values[-1] / LONGEST] for law in laws])
+    at = np.minimum(TABLE.searchsorted(lengths, side="right"), len(TABLE) - 1)
+    share = np.minimum(1.0, (lengths - TABLE[at - 1]) * _PER_WIDTH[at - 1])
+    at += len(TABLE) * np.arange(len(laws))[:, None]
+    # Beyond the table both go on alike, and the bet pays 1.
+    tail = (1 - cumulative[:, -1:]) * (1 - LONGEST / np.maximum(lengths, LONGEST))
+    likely = _rises(_between(cumulative, at, share) + tail)
+    chance = _rises(_between(_projections(cumulative), at, share) + tail)
+    return np.asarray(np.maximum(likely, 1e-12) / np.maximum(chance, 1e-12))
+
+
+def _between(table: Array, at: NDArray[np.intp], share: Array) -> Array:
+    """Values of a table so far on the way from the point before these to the point itself."""
+    low = table.take(at - 1)
+    return np.asarray(low + (table.take(at) - low) * share)
+
+
+def _projections(cumulative: Array) -> Array:
+    """Projection (Kullback-Leibler) of each law (a row) on the non-increasing densities: the least concave majorant of
+    its distribution function (Grenander 1956).
+
+    It begins with the steepest line from 0. Most laws are concave from where that line touches them.
+    """
+    slopes = cumulative[:, 1:] * _PER_LENGTH
+    steepest = slopes.max(axis=1)[:, None]
+    found = np.where(slopes.argmax(axis=1)[:, None] + 1 >= _POINTS, steepest * TABLE, cumulative)
+    densities = (found[:, 1:] - found[:, :-1]) * _PER_WIDTH
+    for row in np.flatnonzero((densities[:, 1:] > densities[:, :-1] * (1 + _ROUNDING) + _ROUNDING).any(axis=1)):
+        found[row] = concave_majorant(TABLE, cumulative[row])
+    return np.asarray(found)
+
+
+def concave_majorant(points: Array, values: Array) -> Array:
+    """Least concave majorant of values at ascending points, by pooling adjacent violators."""
+    rises: list[float] = []
+    widths: list[float] = []
+    counts: list[int] = []
+    for rise, width in zip(np.diff(values).tolist(), np.diff(points).tolist(), strict=True):
+        count = 1
+        while rises and rises[-1] * width <= rise * widths[-1]:
+            rise, width, count = rise + rises.pop(), width + widths.pop(), count + counts.pop()
+        rises.append(rise)
+        widths.append(width)
+        counts.append(count)
+    slopes = np.repeat(np.array(rises) / np.array(widths), counts)
+    return np.asarray(values[0] + np.concatenate([[0.0], np.cumsum(slopes * np.diff(points))]), dtype=np.float64)
+
+
+def _rises(values: Array) -> Array:
+    """Differences along the rows, from 0."""
+    rises = values.copy()
+    rises[:, 1:] -= values[:, :-1]
+    return rises

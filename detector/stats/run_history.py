@@ -7,7 +7,8 @@ import math
 import msgspec
 
 from detector.stats.clocks import Clock
-from detector.stats.run_law import WINDOW, Interval, RunLaw, RunWindow, learn_laws
+from detector.stats.run_law import WINDOW, RunLaw, RunWindow, keep_up, learn_laws
+from detector.stats.run_parts import Interval
 from detector.stats.runs import Run
 
 SCORE_FORGETTING = 0.97
@@ -21,8 +22,6 @@ class RunHistory(msgspec.Struct, kw_only=True):
     """
 
     intervals: dict[Clock, list[Interval]] = {}
-    units: dict[Clock, float] = {}
-    """Running mean of a cell's advance on each clock."""
     scores: dict[Clock, float] = {}
     """Sum of the log probabilities that a clock gave to the cells in which the runs ended."""
     count: int = 0
@@ -42,8 +41,6 @@ class RunHistory(msgspec.Struct, kw_only=True):
             window = self.intervals.setdefault(clock, [])
             window.append(interval)
             del window[:-WINDOW]
-            unit = at[-1] / len(at)
-            self.units[clock] = self.units.get(clock, unit) + (unit - self.units.get(clock, unit)) / len(window)
             known.append(clock)
         return known
 
@@ -65,7 +62,8 @@ class RunLaws:
     def __init__(self, history: RunHistory) -> None:
         self.history = history
         """To be stored; laws made from it are those that were in force."""
-        self._windows = {clock: RunWindow(runs) for clock, runs in history.intervals.items()}
+        self._windows: dict[Clock, RunWindow] = {}
+        self._keep_up(list(history.intervals))
         self._current: dict[Clock, RunLaw] | None = None
 
     @property
@@ -77,10 +75,9 @@ class RunLaws:
 
     def add(self, run: Run) -> None:
         """Take a run in."""
-        for clock in self.history.add(run, self.current):
-            runs = self.history.intervals[clock]
-            if clock in self._windows:
-                self._windows[clock].follow(runs)
-            else:
-                self._windows[clock] = RunWindow(runs)
+        self._keep_up(self.history.add(run, self.current))
         self._current = None
+
+    def _keep_up(self, clocks: list[Clock]) -> None:
+        windows = [self._windows.setdefault(clock, RunWindow()) for clock in clocks]
+        keep_up(windows, [self.history.intervals[clock] for clock in clocks])
