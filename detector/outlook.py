@@ -58,7 +58,7 @@ class Outlook:
         if not self._forecasts:
             return None
         probability = self._regime.next_degraded_probability(self.state.clocks.mean)
-        return Forecast(next_request_probability=probability, clock=self.cycle.clock)
+        return Forecast(next_request_probability=probability, clock=self._cycle.clock)
 
     @property
     def long_forecast(self) -> LongForecast | None:

@@ -62,6 +62,7 @@ def _laws(side: Side, *, degraded: bool) -> RunLaws:
     for run, its in side.runs:
         if its is degraded:
             laws.add(run)
+    laws.learn()
     return laws
 
 

@@ -17,7 +17,14 @@ from detector.stats.clocks import Clock, ClockReading
 from detector.stats.cycle_period import Period, period_of
 from detector.stats.run_bet import spend
 from detector.stats.run_history import RunHistory, RunLaws
-from detector.stats.run_law import HEALTHY_SIGNATURE, memoryless_log_cells, prior_law, scaled_points, typical_length
+from detector.stats.run_law import (
+    HEALTHY_SIGNATURE,
+    WINDOW,
+    memoryless_log_cells,
+    prior_law,
+    scaled_points,
+    typical_length,
+)
 from detector.stats.run_parts import BUMPS, part_cells, safe_log
 from detector.stats.runs import Run
 
@@ -96,14 +103,22 @@ class CycleTest:
         """To be stored; a test made from it goes on where this one was."""
         self.runs = RunLaws(self.state.history)
         """The healthy runs, and the laws learned from them."""
-        self._verdict = self._judge()
+        self._verdict: CycleVerdict | None = None
+        self._clock = self._named_clock()
 
     @property
     def verdict(self) -> CycleVerdict:
         """The finding after the last run."""
+        if self._verdict is None:
+            self._verdict = self._judge()
         return self._verdict
 
-    def update(self, run: Run, *, degraded: bool) -> CycleVerdict:
+    @property
+    def clock(self) -> Clock | None:
+        """That of the verdict, known without the rest of it."""
+        return self._clock
+
+    def update(self, run: Run, *, degraded: bool) -> None:
         """Take one complete run in. Degraded runs are no evidence; they are part of the period.
 
         How long a collapse lasts may be fixed (a watchdog, a clock that throttles) while its onset is pure chance.
@@ -111,14 +126,13 @@ class CycleTest:
         state = self.state
         if degraded:
             state.last_degraded = run.actual
-            return self._verdict
+            return
         self._play(run)
         if state.last_degraded is not None:
             state.periods.append(state.last_degraded.plus(run.actual))
             del state.periods[:-MAX_PERIODS]
             state.last_degraded = None
-        self._verdict = self._judge()
-        return self._verdict
+        self._verdict, self._clock = None, self._named_clock()
 
     def restart(self) -> None:
         """The backend was launched anew: the period under way has no end. What was learned stays."""
@@ -127,7 +141,7 @@ class CycleTest:
     def _play(self, run: Run) -> None:
         """Settle the bets on this run, then learn from it."""
         state = self.state
-        ends = {clock: at for clock in Clock if (at := run.ends(clock)) is not None}
+        ends = run.all_ends()
         if not state.stakes:
             shares = {name: share for name, share in BET_WEIGHTS.items() if name == PUBLISHED or Clock(name) in ends}
             state.stakes = {name: share / sum(shares.values()) for name, share in shares.items()}
@@ -147,9 +161,8 @@ class CycleTest:
         return sum(share * math.exp(self.state.log_e[name]) for name, share in self.state.stakes.items())
 
     def _judge(self) -> CycleVerdict:
-        e_value = self._e_value()
+        e_value, clock = self._e_value(), self._clock
         cyclic = e_value >= self._config.certificate_e_value
-        clock = self._named_clock() if cyclic else None
         periods = _periods(self.state.periods) if cyclic else {}
         verdict: Judgement = "cyclic" if cyclic else "not_cyclic" if self._refuted() else "undetermined"
         return CycleVerdict(
@@ -163,6 +176,8 @@ class CycleTest:
         )
 
     def _named_clock(self) -> Clock | None:
+        if self._e_value() < self._config.certificate_e_value:
+            return None
         ranking = sorted(self.state.history.scores.items(), key=lambda one: one[1], reverse=True)
         if len(ranking) < 2 or ranking[0][1] - ranking[1][1] < math.log(self._config.clock_odds):
             return None
@@ -176,7 +191,7 @@ class CycleTest:
         """
         runs = self.state.history.intervals
         bar = math.log(self._config.certificate_e_value)
-        return bool(runs) and all(_against_cycle(window) >= bar for window in runs.values())
+        return bool(runs) and all(_against_cycle(window[-WINDOW:]) >= bar for window in runs.values())
 
 
 def _periods(gaps: list[ClockReading]) -> dict[Clock, Period]:

@@ -71,8 +71,8 @@ class Regime:
         """Probability that the last answer was degraded."""
         return min(1.0, sum(one.probability for one in self.state.beginnings if one.degraded))
 
-    def update(self, evidence_nats: float, advance: ClockReading) -> float:
-        """Take one answer in; returns ``degraded_probability``.
+    def update(self, evidence_nats: float, advance: ClockReading) -> None:
+        """Take one answer in.
 
         evidence_nats: log of P(what was seen | degraded) / P(what was seen | healthy); 0 where nothing was seen.
         advance: what the answer added to the clocks.
@@ -81,13 +81,15 @@ class Regime:
         stays: list[float] = []
         onset = recovery = 0.0
         for one in self.state.beginnings:
-            turn = self._durations(one.degraded).turn_probability(one.elapsed, advance)
+            probability = one.probability
             if one.degraded:
-                recovery += one.probability * turn
-                stays.append(one.probability * (1 - turn) * weight)
+                turn = self._degraded.turn_probability(one.elapsed, advance)
+                recovery += probability * turn
+                stays.append(probability * (1 - turn) * weight)
             else:
-                onset += one.probability * turn * weight
-                stays.append(one.probability * (1 - turn))
+                turn = self._healthy.turn_probability(one.elapsed, advance)
+                onset += probability * turn * weight
+                stays.append(probability * (1 - turn))
         bar = NEGLIGIBLE * (sum(stays) + onset + recovery)
         after = [
             Beginning(degraded=one.degraded, probability=stay, elapsed=one.elapsed.plus(advance))
@@ -99,7 +101,6 @@ class Regime:
         if recovery >= bar:
             after.append(Beginning(degraded=False, probability=recovery, elapsed=ZERO))
         self.state.beginnings = _normalised(after)
-        return self.degraded_probability
 
     def onset_probability(self, advance: ClockReading) -> float:
         """Probability that the backend is healthy now and collapses while the clocks advance by this much."""
@@ -111,12 +112,13 @@ class Regime:
 
     def next_degraded_probability(self, advance: ClockReading) -> float:
         """Probability that the next answer is degraded; ``advance`` is what it will probably add to the clocks."""
-        stays = sum(
-            one.probability * (1 - self._degraded.turn_probability(one.elapsed, advance))
-            for one in self.state.beginnings
-            if one.degraded
-        )
-        return stays + self.onset_probability(advance)
+        probability = 0.0
+        for one in self.state.beginnings:
+            if one.degraded:
+                probability += one.probability * (1 - self._degraded.turn_probability(one.elapsed, advance))
+            else:
+                probability += one.probability * self._healthy.turn_probability(one.elapsed, advance)
+        return probability
 
     def degraded_within(self, advance: ClockReading) -> float:
         """Probability that the backend is degraded now or collapses while the clocks advance by this much.
@@ -151,6 +153,8 @@ class Durations:
         self.runs, self._signature, self._prior_requests = runs, signature, prior_requests
         self._laws: list[tuple[str, RunLaw, float]] | None = None
         """Name and weight of each clock that matters; worked out when they are asked for."""
+        self._mixed_of: RunLaw | None = None
+        self._mixed: RunLaw
 
     def turn_probability(self, elapsed: ClockReading, advance: ClockReading) -> float:
         """Probability that the phase ends while the clocks advance, given that it lasted until now."""
@@ -179,12 +183,14 @@ class Durations:
 
     def _weighted_laws(self) -> list[tuple[str, RunLaw, float]]:
         history, laws = self.runs.history, dict(self.runs.current)
-        requests = history.intervals.get(Clock.REQUESTS)
-        laws[Clock.REQUESTS] = (
-            with_signature(laws[Clock.REQUESTS], requests, self._signature)
-            if requests
-            else prior_law(self._prior_requests, self._signature)
-        )
+        requests = laws.get(Clock.REQUESTS)
+        if requests is None:
+            laws[Clock.REQUESTS] = prior_law(self._prior_requests, self._signature)
+        else:
+            if requests is not self._mixed_of:
+                self._mixed_of = requests
+                self._mixed = with_signature(requests, history.learned(Clock.REQUESTS), self._signature)
+            laws[Clock.REQUESTS] = self._mixed
         scores = {clock: CLOCK_PRIOR[clock] + history.scores.get(clock, 0.0) for clock in laws}
         best = max(scores.values())
         weights = {clock: math.exp(score - best) for clock, score in scores.items()}

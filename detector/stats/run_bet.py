@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from detector.stats.clocks import Clock
 from detector.stats.run_law import LONGEST, TABLE, RunLaw
@@ -19,7 +18,6 @@ _PER_LENGTH: Array = 1 / TABLE[1:]
 _PER_WIDTH: Array = 1 / np.diff(TABLE)
 _POINTS = np.arange(len(TABLE))
 _ROUNDING = 1e-9
-_NO_WIDTH = 1e-30
 
 
 def spend(bets: Sequence[tuple[Clock, RunLaw]], ends: dict[Clock, list[float]]) -> list[float]:
@@ -36,52 +34,74 @@ def spend(bets: Sequence[tuple[Clock, RunLaw]], ends: dict[Clock, list[float]]) 
     rows = [list(ends).index(clock) for clock, _ in bets]
     wanted, widths = _plans([law for _, law in bets], points[rows]), _rises(points)
     # Up to the first cell that would pay more than 1 there is nothing to mind.
-    generous = (wanted > 1).any(axis=0)
-    first = int(generous.argmax()) if generous.any() else wanted.shape[1] - 1
-    accounts = (1 - wanted[:, :first]) @ widths[:, :first].T
-    for planned, width in zip(wanted.T[first:], widths.T[first:], strict=True):
-        allowed = 1 + (accounts / np.maximum(width, _NO_WIDTH)).min(axis=1)
-        payoffs = np.minimum(planned, allowed)
-        # The largest payoff that an account allows may overdraw it by a rounding error.
-        accounts = np.maximum(0.0, accounts + np.outer(1 - payoffs, width))
-    found: list[float] = np.maximum(payoffs, 1e-12).tolist()
-    return found
+    minded = np.maximum.accumulate(wanted, axis=1) > 1
+    accounts = np.where(minded, 0.0, 1 - wanted) @ widths.T
+    first = (wanted.shape[1] - minded.sum(axis=1)).tolist()
+    cells = widths.T.tolist()
+    each = zip(wanted.tolist(), accounts.tolist(), first, strict=True)
+    return [max(_last_payoff(planned, kept, cells, begin), 1e-12) for planned, kept, begin in each]
+
+
+def _last_payoff(planned: list[float], accounts: list[float], cells: list[list[float]], first: int) -> float:
+    """What is paid in the last of these cells (their widths on each clock), with so much on the accounts before the
+    first that is minded."""
+    payoff = planned[-1]
+    for payoff, widths in zip(planned[first:], cells[first:], strict=True):
+        if payoff > 1:
+            for account, width in zip(accounts, widths, strict=True):
+                if (payoff - 1) * width > account:
+                    payoff = 1 + account / width
+        gain = 1 - payoff
+        accounts = [account + width * gain for account, width in zip(accounts, widths, strict=True)]
+        if gain < 0:
+            # The largest payoff that an account allows may overdraw it by a rounding error.
+            accounts = [max(0.0, account) for account in accounts]
+    return payoff
 
 
 def _plans(laws: Sequence[RunLaw], ends: Array) -> Array:
     """For each cell that ends here (a row for each law), what its bet would pay, with no other clock to mind, if the
     run ended in it: law / projection, the growth-optimal e-value (Gruenwald, de Heide, Koolen 2024, arXiv 1906.07801).
     """
-    cumulative = np.array([law.cumulative for law in laws])
     lengths = ends / np.array([[law.points.values[-1] / LONGEST] for law in laws])
-    at = np.minimum(TABLE.searchsorted(lengths, side="right"), len(TABLE) - 1)
-    share = np.minimum(1.0, (lengths - TABLE[at - 1]) * _PER_WIDTH[at - 1])
+    beyond = 1 - LONGEST / np.maximum(lengths, LONGEST) if lengths[:, -1].max() > LONGEST else None
+    np.minimum(lengths, LONGEST, out=lengths)
+    at = TABLE.searchsorted(lengths) - 1
+    np.maximum(at, 0, out=at)
+    share = (lengths - TABLE.take(at)) * _PER_WIDTH.take(at)
     at += len(TABLE) * np.arange(len(laws))[:, None]
-    # Beyond the table both go on alike, and the bet pays 1.
-    tail = (1 - cumulative[:, -1:]) * (1 - LONGEST / np.maximum(lengths, LONGEST))
-    likely = _rises(_between(cumulative, at, share) + tail)
-    chance = _rises(_between(_projections(cumulative), at, share) + tail)
-    return np.asarray(np.maximum(likely, 1e-12) / np.maximum(chance, 1e-12))
+    both = np.array([[law.cumulative for law in laws], _projections(laws)])
+    flat = both.reshape(2, -1)
+    below = flat.take(at, axis=1)
+    below += (flat.take(at + 1, axis=1) - below) * share
+    if beyond is not None:  # of the table, both go on alike, and the bet pays 1
+        below += (1 - both[:, :, -1:]) * beyond
+    likely, chance = np.maximum(_rises(below), 1e-12)
+    return np.asarray(likely / chance)
 
 
-def _between(table: Array, at: NDArray[np.intp], share: Array) -> Array:
-    """Values of a table so far on the way from the point before these to the point itself."""
-    low = table.take(at - 1)
-    return np.asarray(low + (table.take(at) - low) * share)
+def _projections(laws: Sequence[RunLaw]) -> list[Array]:
+    """Projection (Kullback-Leibler) of each law on the non-increasing densities: the least concave majorant of its
+    distribution function (Grenander 1956). It is kept with the law."""
+    fresh = [law for law in laws if law.projected is None]
+    if fresh:
+        for law, projected in zip(fresh, _majorants(np.array([law.cumulative for law in fresh])), strict=True):
+            law.projected = projected
+    return [law.projected for law in laws if law.projected is not None]
 
 
-def _projections(cumulative: Array) -> Array:
-    """Projection (Kullback-Leibler) of each law (a row) on the non-increasing densities: the least concave majorant of
-    its distribution function (Grenander 1956).
+def _majorants(cumulative: Array) -> Array:
+    """``concave_majorant`` of distribution functions (rows) on the common table.
 
     It begins with the steepest line from 0. Most laws are concave from where that line touches them.
     """
     slopes = cumulative[:, 1:] * _PER_LENGTH
-    steepest = slopes.max(axis=1)[:, None]
-    found = np.where(slopes.argmax(axis=1)[:, None] + 1 >= _POINTS, steepest * TABLE, cumulative)
+    touch = slopes.argmax(axis=1)[:, None] + 1
+    found = np.where(touch >= _POINTS, slopes.max(axis=1)[:, None] * TABLE, cumulative)
     densities = (found[:, 1:] - found[:, :-1]) * _PER_WIDTH
     for row in np.flatnonzero((densities[:, 1:] > densities[:, :-1] * (1 + _ROUNDING) + _ROUNDING).any(axis=1)):
-        found[row] = concave_majorant(TABLE, cumulative[row])
+        begin = touch[row, 0]
+        found[row, begin:] = concave_majorant(TABLE[begin:], cumulative[row, begin:])
     return np.asarray(found)
 
 
@@ -102,7 +122,7 @@ def concave_majorant(points: Array, values: Array) -> Array:
 
 
 def _rises(values: Array) -> Array:
-    """Differences along the rows, from 0."""
+    """Differences along the last axis, from 0."""
     rises = values.copy()
-    rises[:, 1:] -= values[:, :-1]
+    rises[..., 1:] -= values[..., :-1]
     return rises

@@ -73,6 +73,8 @@ class RunLaw:
         """``log_evidence``: log probability that its parts gave to the past runs, weighted by ``FORGETTING``."""
         self.points, self.cumulative, self.log_evidence = points, cumulative, log_evidence
         self._values: list[float] | None = None
+        self.projected: Array | None = None
+        """Kept by ``run_bet``: its projection on the laws without a cycle."""
 
     def below(self, length: float) -> float:
         """Probability that the run is at most this long."""
@@ -107,14 +109,12 @@ class RunWindow:
         """A row for each run, a column for each part."""
         return self._log_parts[max(0, self._end - WINDOW) : self._end]
 
-    def missing(self, runs: Sequence[Interval]) -> list[Interval]:
-        """The cells that are to be appended, now that these are the runs, the last of them new."""
+    def missing(self, runs: Sequence[Interval], new: int) -> list[Interval]:
+        """The cells that are to be appended, now that these are the runs, so many of them new."""
         scale = typical_length(runs)
-        if scale != self.scale or self._end == 2 * WINDOW:
-            self.scale, self._end = scale, 0
-            return [(low / scale, high / scale) for low, high in runs[-WINDOW:]]
-        low, high = runs[-1]
-        return [(low / scale, high / scale)]
+        if scale != self.scale or self._end + new > 2 * WINDOW:
+            self.scale, self._end, new = scale, 0, WINDOW
+        return [(low / scale, high / scale) for low, high in runs[-new:]]
 
     def append(self, log_parts: Array) -> None:
         """Take what was missing in."""
@@ -123,12 +123,13 @@ class RunWindow:
         self._end = end
 
 
-def keep_up(windows: Sequence[RunWindow], runs: Sequence[Sequence[Interval]]) -> None:
-    """Each window has these runs, the oldest first, of positive length; at most the last of them is new to it."""
-    missing = [window.missing(its) for window, its in zip(windows, runs, strict=True)]
-    if not missing:
+def keep_up(windows: Sequence[RunWindow], runs: Sequence[Sequence[Interval]], new: Sequence[int]) -> None:
+    """Each window has these runs, the oldest first, of positive length; at most so many, the last, are new to it."""
+    missing = [window.missing(its, count) for window, its, count in zip(windows, runs, new, strict=True)]
+    cells = [cell for its in missing for cell in its]
+    if not cells:
         return
-    rows, end = safe_log(part_cells(np.array([cell for its in missing for cell in its]))), 0
+    rows, end = safe_log(part_cells(np.array(cells))), 0
     for window, its in zip(windows, missing, strict=True):
         begin, end = end, end + len(its)
         window.append(rows[begin:end])
@@ -140,7 +141,7 @@ def learn_law(runs: Sequence[Interval], signature: dict[float, float] | None = N
     signature: distribution function of a law known from elsewhere, in the units of the runs.
     """
     window = RunWindow()
-    keep_up([window], [runs])
+    keep_up([window], [runs], [len(runs)])
     law = learn_laws([window])[0]
     return law if signature is None else with_signature(law, runs, signature)
 
@@ -164,17 +165,15 @@ def learn_laws(windows: Sequence[RunWindow]) -> list[RunLaw]:
 def with_signature(law: RunLaw, runs: Sequence[Interval], signature: dict[float, float]) -> RunLaw:
     """``law``, learned from these runs, mixed with a law known from elsewhere by how well each explained them."""
     window = np.array(runs[-WINDOW:], dtype=np.float64)
-    lengths, shares = np.array(list(signature)), np.array(list(signature.values()))
-    scale = typical_length(runs)
+    lengths, shares = list(signature), list(signature.values())
     known = np.interp(window, lengths, shares)
-    broad = broad_below(window / scale)
+    broad = broad_below(window * (LONGEST / law.points.values[-1]))
     cells = (1 - CONTAMINATION) * (known[:, 1] - known[:, 0]) + CONTAMINATION * (broad[:, 1] - broad[:, 0])
     evidence = float(_AGE_WEIGHTS[WINDOW - len(window) :] @ safe_log(cells))
     odds = math.exp(max(-700.0, min(700.0, evidence - law.log_evidence))) * SIGNATURE_SHARE / (1 - SIGNATURE_SHARE)
-    table = np.interp(law.points.array, lengths, shares)
-    cumulative = (law.cumulative + odds * table) / (1 + odds)
+    cumulative = (law.cumulative + odds * np.interp(law.points.array, lengths, shares)) / (1 + odds)
     total = law.log_evidence + math.log1p(-SIGNATURE_SHARE) + math.log1p(odds)
-    return RunLaw(law.points, _rising(cumulative), total)
+    return RunLaw(law.points, cumulative, total)
 
 
 def prior_law(

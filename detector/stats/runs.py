@@ -6,6 +6,8 @@ one for each answer in it, the one that ended it included; so the end of the pha
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import msgspec
 
 from detector.stats.clocks import ZERO, Advance, Clock, ClockReading
@@ -24,14 +26,14 @@ class Run(msgspec.Struct, frozen=True):
 
     def ends(self, clock: Clock) -> list[float] | None:
         """Where each cell ends on this clock, counted from the run's beginning; None where a cell is unknown."""
-        total, ends = 0.0, []
-        for cell in self.cells:
-            advance = cell.on(clock)
-            if advance is None:
-                return None
-            total += advance
-            ends.append(total)
-        return ends
+        return self.all_ends().get(clock)
+
+    def all_ends(self) -> dict[Clock, list[float]]:
+        """``ends`` on every clock that knows all cells."""
+        columns = zip(*[msgspec.structs.astuple(cell) for cell in self.cells], strict=True)
+        return {
+            clock: list(accumulate(column)) for clock, column in zip(Clock, columns, strict=True) if None not in column
+        }
 
 
 class Cell(msgspec.Struct, kw_only=True, array_like=True):

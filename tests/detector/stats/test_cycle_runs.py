@@ -129,6 +129,7 @@ def test_history_keeps_the_last_runs_and_compares_clocks_on_the_same_event():
     history = runs.history
     assert history.count == 40
     assert history.intervals[Clock.REQUESTS][-1] == (5, 6)
-    assert len(history.intervals[Clock.REQUESTS]) == 24
+    assert len(history.learned(Clock.REQUESTS)) == 24
+    assert len(history.intervals[Clock.REQUESTS]) <= 28
     # All answers are alike, so no clock can be better than another but for the rounding of its scale.
     assert history.scores[Clock.TOKENS] == pytest.approx(history.scores[Clock.REQUESTS], abs=0.1)
