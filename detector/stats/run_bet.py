@@ -6,12 +6,15 @@ mixture of uniform laws on (0, m], so a payoff that, averaged from 0 to m, never
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
+from operator import mul
 
 import numpy as np
 
 from detector.stats.clocks import Clock
-from detector.stats.run_law import LONGEST, TABLE, RunLaw
+from detector.stats.run_law import TABLE, RunLaw
 from detector.stats.run_parts import Array
 
 _PER_LENGTH: Array = 1 / TABLE[1:]
@@ -28,66 +31,60 @@ def spend(bets: Sequence[tuple[Clock, RunLaw]], ends: dict[Clock, list[float]]) 
     width, is taken out. No account may be overdrawn, so the payoff averages at most 1 over (0, m] on every clock. It
     depends on the cells up to that one only, not on what would have come after.
     """
-    if not bets:
-        return []
-    points = np.array(list(ends.values()))
-    rows = [list(ends).index(clock) for clock, _ in bets]
-    wanted, widths = _plans([law for _, law in bets], points[rows]), _rises(points)
+    project([law for _, law in bets])
+    widths = [[end - begin for begin, end in pairwise([0.0, *points])] for points in ends.values()]
+    return [max(_last_payoff(_plan(law, ends[clock]), widths), 1e-12) for clock, law in bets]
+
+
+def _plan(law: RunLaw, ends: list[float]) -> list[float]:
+    """For each cell that ends here, what the bet would pay, with no other clock to mind, if the run ended in it:
+    law / projection, the growth-optimal e-value (Gruenwald, de Heide, Koolen 2024, arXiv 1906.07801).
+    """
+    lengths, cumulative, projected = law.points.values, law.values, law.projected
+    last, payoffs = len(lengths) - 1, []
+    below = expected = 0.0
+    for end in ends:
+        if end < lengths[-1]:
+            at = min(bisect_right(lengths, end), last)
+            share = (end - lengths[at - 1]) / (lengths[at] - lengths[at - 1])
+            now = cumulative[at - 1] + share * (cumulative[at] - cumulative[at - 1])
+            then = projected[at - 1] + share * (projected[at] - projected[at - 1])
+        else:  # beyond the table both go on alike, and the bet pays 1
+            now = law.below(end)
+            then = projected[-1] - cumulative[-1] + now
+        payoffs.append(max(now - below, 1e-12) / max(then - expected, 1e-12))
+        below, expected = now, then
+    return payoffs
+
+
+def _last_payoff(planned: list[float], widths: list[list[float]]) -> float:
+    """What is paid in the last cell, where the bet is to pay this in each cell, of these widths on each clock."""
+    if planned[-1] <= 1:
+        return planned[-1]
     # Up to the first cell that would pay more than 1 there is nothing to mind.
-    minded = np.maximum.accumulate(wanted, axis=1) > 1
-    accounts = np.where(minded, 0.0, 1 - wanted) @ widths.T
-    first = (wanted.shape[1] - minded.sum(axis=1)).tolist()
-    cells = widths.T.tolist()
-    each = zip(wanted.tolist(), accounts.tolist(), first, strict=True)
-    return [max(_last_payoff(planned, kept, cells, begin), 1e-12) for planned, kept, begin in each]
-
-
-def _last_payoff(planned: list[float], accounts: list[float], cells: list[list[float]], first: int) -> float:
-    """What is paid in the last of these cells (their widths on each clock), with so much on the accounts before the
-    first that is minded."""
-    payoff = planned[-1]
-    for payoff, widths in zip(planned[first:], cells[first:], strict=True):
+    first = next(at for at, payoff in enumerate(planned) if payoff > 1)
+    gains = [1 - payoff for payoff in planned[:first]]
+    accounts = [sum(map(mul, gains, clock)) for clock in widths]
+    for at in range(first, len(planned)):
+        payoff, cell = planned[at], [clock[at] for clock in widths]
         if payoff > 1:
-            for account, width in zip(accounts, widths, strict=True):
+            for account, width in zip(accounts, cell, strict=True):
                 if (payoff - 1) * width > account:
                     payoff = 1 + account / width
         gain = 1 - payoff
-        accounts = [account + width * gain for account, width in zip(accounts, widths, strict=True)]
-        if gain < 0:
-            # The largest payoff that an account allows may overdraw it by a rounding error.
-            accounts = [max(0.0, account) for account in accounts]
+        # The largest payoff that an account allows may overdraw it by a rounding error.
+        accounts = [max(0.0, account + width * gain) for account, width in zip(accounts, cell, strict=True)]
     return payoff
 
 
-def _plans(laws: Sequence[RunLaw], ends: Array) -> Array:
-    """For each cell that ends here (a row for each law), what its bet would pay, with no other clock to mind, if the
-    run ended in it: law / projection, the growth-optimal e-value (Gruenwald, de Heide, Koolen 2024, arXiv 1906.07801).
-    """
-    lengths = ends / np.array([[law.points.values[-1] / LONGEST] for law in laws])
-    beyond = 1 - LONGEST / np.maximum(lengths, LONGEST) if lengths[:, -1].max() > LONGEST else None
-    np.minimum(lengths, LONGEST, out=lengths)
-    at = TABLE.searchsorted(lengths) - 1
-    np.maximum(at, 0, out=at)
-    share = (lengths - TABLE.take(at)) * _PER_WIDTH.take(at)
-    at += len(TABLE) * np.arange(len(laws))[:, None]
-    both = np.array([[law.cumulative for law in laws], _projections(laws)])
-    flat = both.reshape(2, -1)
-    below = flat.take(at, axis=1)
-    below += (flat.take(at + 1, axis=1) - below) * share
-    if beyond is not None:  # of the table, both go on alike, and the bet pays 1
-        below += (1 - both[:, :, -1:]) * beyond
-    likely, chance = np.maximum(_rises(below), 1e-12)
-    return np.asarray(likely / chance)
-
-
-def _projections(laws: Sequence[RunLaw]) -> list[Array]:
+def project(laws: Sequence[RunLaw]) -> None:
     """Projection (Kullback-Leibler) of each law on the non-increasing densities: the least concave majorant of its
     distribution function (Grenander 1956). It is kept with the law."""
-    fresh = [law for law in laws if law.projected is None]
+    fresh = [law for law in laws if not law.projected]
     if fresh:
-        for law, projected in zip(fresh, _majorants(np.array([law.cumulative for law in fresh])), strict=True):
+        majorants = _majorants(np.array([law.cumulative for law in fresh])).tolist()
+        for law, projected in zip(fresh, majorants, strict=True):
             law.projected = projected
-    return [law.projected for law in laws if law.projected is not None]
 
 
 def _majorants(cumulative: Array) -> Array:
@@ -119,10 +116,3 @@ def concave_majorant(points: Array, values: Array) -> Array:
         counts.append(count)
     slopes = np.repeat(np.array(rises) / np.array(widths), counts)
     return np.asarray(values[0] + np.concatenate([[0.0], np.cumsum(slopes * np.diff(points))]), dtype=np.float64)
-
-
-def _rises(values: Array) -> Array:
-    """Differences along the last axis, from 0."""
-    rises = values.copy()
-    rises[..., 1:] -= values[..., :-1]
-    return rises

@@ -73,8 +73,15 @@ class RunLaw:
         """``log_evidence``: log probability that its parts gave to the past runs, weighted by ``FORGETTING``."""
         self.points, self.cumulative, self.log_evidence = points, cumulative, log_evidence
         self._values: list[float] | None = None
-        self.projected: Array | None = None
+        self.projected: list[float] = []
         """Kept by ``run_bet``: its projection on the laws without a cycle."""
+
+    @property
+    def values(self) -> list[float]:
+        """``cumulative`` for one look."""
+        if self._values is None:
+            self._values = self.cumulative.tolist()
+        return self._values
 
     def below(self, length: float) -> float:
         """Probability that the run is at most this long."""
