@@ -30,7 +30,7 @@ def _grid() -> tuple[Array, Array, Array]:
     spreads: list[float] = []
     weights: list[float] = []
     for spread in SPREADS:
-        at = np.arange(-REACH, REACH + 1e-9, 0.75 * spread)
+        at = np.arange(-REACH, REACH + 1e-9, spread)
         centres += at.tolist()
         spreads += [spread] * len(at)
         weights += [1 / len(SPREADS) / len(at)] * len(at)

@@ -47,9 +47,9 @@ def plainly(intervals, length):
 
     parts = []
     for spread in run_parts.SPREADS:
-        count = int(2 * run_parts.REACH / (0.75 * spread) + 1e-9) + 1
+        count = int(2 * run_parts.REACH / spread + 1e-9) + 1
         for step in range(count):
-            centre, evidence = -run_parts.REACH + 0.75 * spread * step, 0.0
+            centre, evidence = -run_parts.REACH + spread * step, 0.0
             for age, (low, high) in enumerate(reversed(cells)):
                 cell = bump(high, centre, spread) - bump(low, centre, spread)
                 mixed = 0.95 * cell + 0.05 * (broad(high) - broad(low))
