@@ -135,7 +135,7 @@ class Phases:
         rebuilt = state.baseline.start(sample)
         evidence = weigh(sample, state.baseline)
         if evidence is not None:
-            state.evidence_nats = evidence.ratio_nats
+            state.evidence_nats = evidence.nats
         answer = Answer(index, number, observation, sample, evidence, engine)
         if state.verdict.degraded:
             self._while_degraded(answer)
@@ -198,7 +198,7 @@ class Phases:
         low = is_low(sample, state.baseline)
         self._suspect(answer, suspicious=low or nats > 0)
         ended = answer.observation.ended
-        if evidence is not None and phase is Phase.RECOVERING and state.relapses(evidence.ratio_nats):
+        if evidence is not None and phase is Phase.RECOVERING and state.relapses(evidence.nats):
             self._state.resume_episode(answer.number)
             self._degrade(Phase.COLLAPSED, answer, state.log.episodes[-1].cause)
         elif evidence is not None and suspicion >= self._alarm_nats:
@@ -207,7 +207,7 @@ class Phases:
             state.log.open(row, answer.request, None, cause)
             self._state.note("opened", row.onset_answer)
             self._degrade(Phase.COLLAPSED if row.answers > 1 else Phase.TRANSITION, answer, cause)
-        elif phase is Phase.RECOVERING and evidence is not None and evidence.ratio_nats > -CLEAR_NATS:
+        elif phase is Phase.RECOVERING and evidence is not None and evidence.nats > -CLEAR_NATS:
             self._set(phase, None, False, ended, sample)
         elif suspicion >= SUSPICION_NATS:
             self._set(Phase.TRANSITION, None, False, ended, sample)
@@ -229,7 +229,7 @@ class Phases:
         state, sample, ended = self._state, answer.sample, answer.observation.ended
         factor = weigh_recovery(answer.evidence, state.verdict.cause or Cause.UNKNOWN)
         if factor is not None and sample.started >= state.detected_at:
-            state.recovery_nats = max(0.0, state.recovery_nats - factor.ratio_nats)
+            state.recovery_nats = max(0.0, state.recovery_nats - factor.nats)
         if state.recovery_nats >= RECOVERY_NATS:
             state.log.close(answer.request)
             self._state.note("closed", answer.number)

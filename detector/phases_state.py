@@ -111,9 +111,9 @@ class PhasesState(msgspec.Struct, kw_only=True):
         self.log.resume()
         self.note("resumed", number)
 
-    def relapses(self, ratio_nats: float) -> bool:
+    def relapses(self, evidence_nats: float) -> bool:
         """Whether an answer, by its evidence for a collapse, uses up the evidence that the last one was over."""
-        self.recovery_nats = min(self.recovery_nats, MAX_RECOVERY_NATS) - ratio_nats
+        self.recovery_nats = min(self.recovery_nats, MAX_RECOVERY_NATS) - evidence_nats
         return self.recovery_nats <= 0
 
     def count_degraded(self, sample: Sample) -> None:

@@ -43,8 +43,6 @@ LOWEST_CONTENT_SHARE = 0.75
 """A drafter whose mean is low has its lowest content at this share of it."""
 UNSEEN = 0.1
 """Share of answers that may be of content never seen here, however long the watch has learned."""
-RARE_CONTENT = 0.7
-"""Content with at least this share of what was learned may make up all of the traffic for a while."""
 FREAK = 1 / 4000
 """Share of healthy answers that look like a dead drafter's for a reason of their own."""
 COLLAPSED_SHARE, COLLAPSED_TOP_SHARE = 0.35, 0.7
@@ -117,18 +115,14 @@ class _Model(NamedTuple):
 
 
 class LogRatios(NamedTuple):
-    """Log likelihood ratios of one answer against a healthy one.
-
-    The exponentials of the first two have a mean of at most 1 over answers of any one content with a share of at least
-    ``RARE_CONTENT``: they are evidence for a collapse.
+    """Log likelihood ratios of one answer against a healthy one; their exponentials have a mean of at most 1 over
+    healthy answers.
     """
 
     collapsed: float
     """Of an answer that is collapsed as a whole."""
     first: float
     """Of the first answer of a collapse, which may begin inside it."""
-    usual: float
-    """Collapsed, for the usual mix of content: its negative is evidence for health."""
 
 
 class Acceptance(msgspec.Struct, frozen=True):
@@ -208,11 +202,9 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         healthy, collapsed, begun_here = self._model().likelihoods(_kernel(acceptance)).tolist()
         first = other_ratio * (BEGUN_SHARE * begun_here + (1 - BEGUN_SHARE) * collapsed)
         collapsed *= other_ratio
-        worst = healthy / RARE_CONTENT
         return LogRatios(
-            _log_ratio(collapsed, worst + freak * collapsed),
-            _log_ratio(first, worst + freak * first),
             _log_ratio(collapsed, healthy + freak * collapsed),
+            _log_ratio(first, healthy + freak * first),
         )
 
     def quantile(self, share: float) -> float:

@@ -27,19 +27,18 @@ LOW_RATE_SHARE = 0.6
 """A rate below this share of the healthy one is low."""
 MIN_EVIDENCE = -6.0
 """Nats; one answer never speaks for health more strongly, so that it cannot outweigh what comes after."""
+STALL_MARGIN = 2.0
+"""A shorter stall than that of a usual answer is enough where the content is slow."""
 MAX_DETECTOR = 1e12
 
 
 class Factor(msgspec.Struct, frozen=True):
-    """What an answer says of one factor of its speed. Nats are log e-values against the healthy state, whatever content
-    makes up the traffic."""
+    """What an answer says of one factor of its speed, in nats: log likelihood ratios of degraded against healthy."""
 
     nats: float
-    ratio_nats: float
-    """Log likelihood ratio of degraded against healthy for the usual mix of content."""
-    cause: Cause
     first_nats: float
-    """``nats`` of the first answer of a collapse, which may have begun inside it."""
+    """Of the first answer of a collapse, which may have begun inside it."""
+    cause: Cause
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -60,10 +59,10 @@ class Evidence(msgspec.Struct, frozen=True):
         return max(self.factors, key=_nats)
 
     @property
-    def ratio_nats(self) -> float:
+    def nats(self) -> float:
         """Log likelihood ratio of degraded against healthy: either factor may have collapsed."""
         factors = self.factors
-        return math.log(sum([math.exp(factor.ratio_nats) for factor in factors]) / len(factors))
+        return math.log(sum([math.exp(factor.nats) for factor in factors]) / len(factors))
 
 
 class EDetector(msgspec.Struct):
@@ -119,15 +118,15 @@ def weigh_recovery(evidence: Evidence | None, cause: Cause) -> Factor | None:
     if evidence is None:
         return None
     its_own = _FACTORS_OF.get(cause, ())
-    back = [factor for factor in evidence.factors if factor.ratio_nats < 0 and factor.cause in its_own]
-    return max(back or evidence.factors, key=_ratio_nats)
+    back = [factor for factor in evidence.factors if factor.nats < 0 and factor.cause in its_own]
+    return max(back or evidence.factors, key=_nats)
 
 
 _FACTORS_OF = {
     Cause.ACCEPTANCE_COLLAPSE: (Cause.ACCEPTANCE_COLLAPSE, Cause.SPECULATION_OFF),
     Cause.STEP_INFLATION: (Cause.STEP_INFLATION,),
 }
-_nats, _ratio_nats = attrgetter("nats"), attrgetter("ratio_nats")
+_nats = attrgetter("nats")
 
 
 def is_low(sample: Sample, baseline: Baseline) -> bool:
@@ -168,7 +167,7 @@ def _acceptance_evidence(sample: Sample, baseline: Baseline, step: Compared | No
     # A collapse may slow the steps a little, too.
     drag_ratio = 1.0 if step is None else baseline.step_seconds.drag_ratio(step)
     ratios = law.nats(acceptance, drag_ratio)
-    if sample.upper_bound and ratios.usual < 0:
+    if sample.upper_bound and ratios.collapsed < 0:
         return None
     cause = Cause.SPECULATION_OFF if _speculation_is_off(sample, baseline) else Cause.ACCEPTANCE_COLLAPSE
     return _drafter_factor(ratios, cause)
@@ -188,7 +187,7 @@ def _inflation_evidence(baseline: Baseline, step: Compared | None) -> Factor | N
     if step is None:
         return None
     nats = max(MIN_EVIDENCE, baseline.step_seconds.slow_nats(step, STEP))
-    return Factor(nats, nats, Cause.STEP_INFLATION, nats)
+    return Factor(nats, nats, Cause.STEP_INFLATION)
 
 
 def _rate_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
@@ -202,15 +201,10 @@ def _rate_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
     compared = baseline.token_seconds.compare(timed)
     if told is None:
         nats = max(MIN_EVIDENCE, baseline.token_seconds.slow_nats(compared, RATE))
-        return Factor(nats, nats, Cause.UNKNOWN, nats)
-    stalled = 0.0 if sample.stall_removed else baseline.token_seconds.stall_likelihood(compared)
+        return Factor(nats, nats, Cause.UNKNOWN)
+    stalled = 0.0 if sample.stall_removed else STALL_MARGIN * baseline.token_seconds.stall_likelihood(compared)
     return _drafter_factor(law.nats(told, freak=FREAK + stalled), Cause.UNKNOWN)
 
 
 def _drafter_factor(ratios: LogRatios, cause: Cause) -> Factor:
-    return Factor(
-        nats=max(MIN_EVIDENCE, ratios.collapsed),
-        ratio_nats=max(MIN_EVIDENCE, ratios.usual),
-        cause=cause,
-        first_nats=max(MIN_EVIDENCE, ratios.first),
-    )
+    return Factor(max(MIN_EVIDENCE, ratios.collapsed), max(MIN_EVIDENCE, ratios.first), cause)

@@ -49,6 +49,8 @@ SLOW_SHARE = 0.5
 DRAG_SHARE, DRAG_ANSWERS, MAX_DRAG = 0.5, 4.0, 0.3
 """Share of collapsed answers whose steps are slower as well, before any is seen, the answers that this counts for, and
 by how many nats at most: the published ones' were by 0.13, those of captures on an H200 by nothing."""
+MAX_SEEN_DRAG_SHARE = 0.7
+"""Weight on collapses that slow the steps like those seen, after many of them."""
 DRAG_MEMORY = 0.97
 """Weight that it keeps at each answer of a collapse."""
 DRAG_FREAK = 0.02
@@ -135,7 +137,7 @@ class TimeLaw(msgspec.Struct, kw_only=True):
     drag_chances: float = DRAG_ANSWERS
     """Answers of collapses of acceptance, and those of them with slower steps; with forgetting."""
     drag_nats: float = MAX_DRAG / 2
-    """Mean of by how much these were slower: after many of them, half of the weight is on collapses like those."""
+    """Mean of by how much these were slower."""
 
     def predict(self, in_flight: int, context_tokens: float = 0.0) -> float:
         """Log seconds expected at this load and context."""
@@ -205,7 +207,7 @@ class TimeLaw(msgspec.Struct, kw_only=True):
         body = (1 - share) * t4_density(slower / spread) / spread
         healthy = body + share * self._stall_density(compared, slower)
         drag = (t4_cumulative(slower / spread) - t4_cumulative((slower - MAX_DRAG) / spread)) / MAX_DRAG
-        seen = (1 - DRAG_ANSWERS / self.drag_chances) / 2
+        seen = MAX_SEEN_DRAG_SHARE * (1 - DRAG_ANSWERS / self.drag_chances)
         drag = (1 - seen) * drag + seen * t4_density((slower - self.drag_nats) / spread) / spread
         return drag / (healthy + DRAG_FREAK * drag + 1e-300)
 

@@ -45,7 +45,7 @@ def evidence(count, seed):
     def factor():
         if rng.random() >= 0.9:
             return None
-        return Factor(rng.uniform(-6, 2), rng.uniform(-6, 2), Cause.ACCEPTANCE_COLLAPSE, rng.uniform(-6, 2))
+        return Factor(rng.uniform(-6, 2), rng.uniform(-6, 2), Cause.ACCEPTANCE_COLLAPSE)
 
     return [Evidence(factor(), factor()) for _ in range(count)]
 

@@ -106,7 +106,7 @@ def test_a_deeper_drop_of_the_rate_is_no_weaker_evidence(drops):
 def bet(acceptance, step=None):
     """Evidence of given e-values."""
     nats = [None if e_value is None else math.log(e_value) for e_value in (acceptance, step)]
-    return Evidence(*(None if one is None else Factor(one, one, Cause.UNKNOWN, one) for one in nats))
+    return Evidence(*(None if one is None else Factor(one, one, Cause.UNKNOWN) for one in nats))
 
 
 def test_one_freak_in_each_factor_is_no_collapse():
@@ -134,7 +134,7 @@ def test_the_first_answer_of_a_collapse_has_an_e_value_of_its_own():
     detector = EDetector()
     for e_value, first in ((2.0, 5.0), (3.0, 0.5)):
         nats = math.log(e_value)
-        detector.update(Evidence(Factor(nats, nats, Cause.ACCEPTANCE_COLLAPSE, math.log(first)), None))
+        detector.update(Evidence(Factor(nats, math.log(first), Cause.ACCEPTANCE_COLLAPSE), None))
     assert detector.acceptance == pytest.approx(5.0 * 3.0 + 0.5)
 
 
@@ -174,9 +174,9 @@ def test_slow_steps_are_over_when_steps_are_fast_though_the_content_is_poor():
     reference = baseline(answers=60)
     poor = sample(1.2)
     assert weigh_recovery(weigh(poor, reference), Cause.STEP_INFLATION).cause is Cause.STEP_INFLATION
-    assert weigh_recovery(weigh(poor, reference), Cause.STEP_INFLATION).ratio_nats < -2
-    assert weigh_recovery(weigh(poor, reference), Cause.UNKNOWN).ratio_nats > -2
-    assert weigh_recovery(weigh(sample(each_step=0.07), reference), Cause.STEP_INFLATION).ratio_nats > 2
+    assert weigh_recovery(weigh(poor, reference), Cause.STEP_INFLATION).nats < -2
+    assert weigh_recovery(weigh(poor, reference), Cause.UNKNOWN).nats > -2
+    assert weigh_recovery(weigh(sample(each_step=0.07), reference), Cause.STEP_INFLATION).nats > 2
 
 
 def test_the_e_detector_alarms_no_more_often_than_it_is_set_to():
