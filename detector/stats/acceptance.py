@@ -43,6 +43,8 @@ LOWEST_CONTENT_SHARE = 0.75
 """A drafter whose mean is low has its lowest content at this share of it."""
 UNSEEN = 0.1
 """Share of answers that may be of content never seen here, however long the watch has learned."""
+RARE_CONTENT = 0.85
+"""Content with at least this share of what was learned may make up all of the traffic for a while."""
 FREAK = 1 / 4000
 """Share of healthy answers that look like a dead drafter's for a reason of their own."""
 COLLAPSED_SHARE, COLLAPSED_TOP_SHARE = 0.35, 0.7
@@ -115,8 +117,10 @@ class _Model(NamedTuple):
 
 
 class LogRatios(NamedTuple):
-    """Log likelihood ratios of one answer against a healthy one; their exponentials have a mean of at most 1 over
-    healthy answers.
+    """Log likelihood ratios of one answer against a healthy one.
+
+    Their exponentials have a mean of at most 1 over answers of any one content with a share of at least
+    ``RARE_CONTENT``: they are evidence for a collapse.
     """
 
     collapsed: float
@@ -202,6 +206,7 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         healthy, collapsed, begun_here = self._model().likelihoods(_kernel(acceptance)).tolist()
         first = other_ratio * (BEGUN_SHARE * begun_here + (1 - BEGUN_SHARE) * collapsed)
         collapsed *= other_ratio
+        healthy /= RARE_CONTENT
         return LogRatios(
             _log_ratio(collapsed, healthy + freak * collapsed),
             _log_ratio(first, healthy + freak * first),
