@@ -7,7 +7,7 @@ from typing import Final
 
 from detector.observation import EngineSample, Observation
 from detector.stats.baseline import MIN_ANSWERS, Baseline, step_time_of, token_time_of
-from detector.stats.cause import Diagnosis, diagnose
+from detector.stats.cause import Diagnosis, cause_of, diagnose
 from detector.stats.findings import Findings
 from detector.stats.sample import Sample
 from detector.stats.timing import Timed, TimeLaw
@@ -50,9 +50,12 @@ def cause_of_collapse(diagnosis: Diagnosis, factor: Cause) -> Cause:
     return diagnosis.cause if diagnosis.cause in possible else factor
 
 
-def cause_of_slow_answer(diagnosis: Diagnosis) -> Cause | None:
+def cause_of_slow_answer(
+    observation: Observation, sample: Sample, baseline: Baseline, engine: EngineSample | None
+) -> Cause | None:
     """What a slow answer of a healthy backend is put down to."""
-    return diagnosis.cause if diagnosis.cause in _OF_HEALTHY_ANSWERS else None
+    cause = cause_of(findings_of(observation, sample, baseline, engine, others_degraded=False))
+    return cause if cause in _OF_HEALTHY_ANSWERS else None
 
 
 def findings_of(
@@ -118,4 +121,5 @@ def _slower(timed: Timed | None, law: TimeLaw) -> tuple[float | None, float | No
     """Log ratio of a time to what is expected at its load and context, with its error."""
     if timed is None or law.answers < MIN_ANSWERS:
         return None, None
-    return law.deviation(timed)
+    compared = law.compare(timed)
+    return compared.slower, compared.spread

@@ -11,7 +11,7 @@ from detector.verdict import Cause, Episode
 
 MAX_EPISODES = 256
 """Episodes that are kept; the oldest go first."""
-FACTOR_EPISODES = 10
+FACTOR_EPISODES = 20
 """Episodes that tell which factor is likely to be the next one's."""
 _OF_DRAFTER = (Cause.ACCEPTANCE_COLLAPSE, Cause.SPECULATION_OFF)
 

@@ -22,22 +22,22 @@ def reference_of(baseline: Baseline) -> Reference:
     usual = baseline.medians
     return Reference(
         acceptance_length=usual.acceptance_length,
-        step_seconds=baseline.expected_step_seconds(usual.in_flight, usual.context_tokens),
-        decode_tokens_per_second=baseline.expected_rate(usual.in_flight, usual.context_tokens),
+        step_seconds=usual.step_seconds,
+        decode_tokens_per_second=usual.decode_tokens_per_second,
     )
 
 
 def evidence_of(state: PhasesState, alarm_nats: float, sample: Sample | None) -> dict[str, float]:
     """By name with unit; those that are unknown are left out."""
-    reference = reference_of(state.baseline)
+    usual = state.baseline.medians
     numbers: dict[str, float | None] = {
         "evidence_nats": state.detector.nats,
         "answer_evidence_nats": state.evidence_nats,
         "alarm_nats": alarm_nats,
         "step_evidence_nats": state.step_rule.nats or None,
-        "reference_acceptance_length": reference.acceptance_length,
-        "reference_step_seconds": reference.step_seconds,
-        "reference_decode_tokens_per_second": reference.decode_tokens_per_second,
+        "reference_acceptance_length": usual.acceptance_length,
+        "reference_step_seconds": usual.step_seconds,
+        "reference_decode_tokens_per_second": usual.decode_tokens_per_second,
     }
     if sample is not None:
         numbers |= {

@@ -7,7 +7,7 @@ cycle would find what it expects. The filter (``stats.regime``) only looks ahead
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import msgspec
 
@@ -55,10 +55,10 @@ class Outlook:
     @property
     def forecast(self) -> Forecast | None:
         """Whether the next request will be slow; None until enough collapses were seen."""
-        if self.state.cycle.history.count < MIN_RUNS:
+        if not self._forecasts:
             return None
         probability = self._regime.next_degraded_probability(self.state.clocks.mean)
-        return Forecast(next_request_probability=probability, clock=self.cycle.clock)
+        return Forecast(next_request_probability=probability, clock=self._cycle.clock)
 
     @property
     def long_forecast(self) -> LongForecast | None:
@@ -82,7 +82,7 @@ class Outlook:
         number: int,
         observation: Observation,
         evidence_nats: float,
-        boundaries: Iterable[Boundary],
+        boundaries: Sequence[Boundary],
         recovered_at: float = -math.inf,
     ) -> None:
         """Take one ended answer in, and the boundaries that were seen since the last one.
@@ -97,8 +97,10 @@ class Outlook:
         if advance is not None:
             advance = advance.since(recovered_at, observation)
             state.runs.add(number, advance)
-            self._regime.update(evidence_nats, advance.clocks)
-        state.pending = [*state.pending, *boundaries][-MAX_PENDING:]
+            if self._forecasts:
+                self._regime.update(evidence_nats, advance.clocks)
+        if boundaries:
+            state.pending = [*state.pending, *boundaries][-MAX_PENDING:]
         while state.pending and state.pending[0].answer <= number:
             self._turn(state.pending.pop(0))
 
@@ -109,12 +111,20 @@ class Outlook:
         self._cycle.restart()
         self._regime.restart()
 
+    @property
+    def _forecasts(self) -> bool:
+        return self.state.cycle.history.count >= MIN_RUNS
+
     def _turn(self, boundary: Boundary) -> None:
         if boundary.kind == "resumed":
             self.state.runs.drop()
             return
         run = self.state.runs.turn(boundary.answer)
-        if run is not None:
-            degraded = boundary.kind != "opened"
-            self._cycle.update(run, degraded=degraded)
-            self._regime.learn(run, degraded=degraded)
+        if run is None:
+            return
+        degraded, forecast_before = boundary.kind != "opened", self._forecasts
+        self._cycle.update(run, degraded=degraded)
+        self._regime.learn(run, degraded=degraded)
+        if self._forecasts and not forecast_before:
+            # Until now nobody asked the filter: it begins in the phase that is known.
+            self._regime.begin(degraded=not degraded, elapsed=self.state.runs.elapsed)

@@ -135,7 +135,7 @@ class Phases:
         rebuilt = state.baseline.start(sample)
         evidence = weigh(sample, state.baseline)
         if evidence is not None:
-            state.evidence_nats = evidence.ratio_nats
+            state.evidence_nats = evidence.nats
         answer = Answer(index, number, observation, sample, evidence, engine)
         if state.verdict.degraded:
             self._while_degraded(answer)
@@ -190,29 +190,30 @@ class Phases:
 
     def _while_serving(self, answer: Answer, *, learn: bool) -> None:
         state, phase, evidence, sample = self._state, self._state.verdict.phase, answer.evidence, answer.sample
-        nats = evidence.nats if evidence is not None else 0.0
+        nats = evidence.loudest.nats if evidence is not None else 0.0
         if nats > 0 and sample.started < state.recovered_at:
             state.evidence_nats = 0.0
             return  # it began in the last episode, which explains it
         suspicion = state.detector.update(evidence) if evidence is not None else state.detector.nats
-        self._suspect(answer, nats)
+        low = is_low(sample, state.baseline)
+        self._suspect(answer, suspicious=low or nats > 0)
         ended = answer.observation.ended
-        if evidence is not None and phase is Phase.RECOVERING and nats >= CLEAR_NATS:
+        if evidence is not None and phase is Phase.RECOVERING and state.relapses(evidence.nats):
             self._state.resume_episode(answer.number)
             self._degrade(Phase.COLLAPSED, answer, state.log.episodes[-1].cause)
         elif evidence is not None and suspicion >= self._alarm_nats:
             row = state.suspects or _row_from(answer)
-            cause = self._blame(answer, evidence.cause, others_degraded=True if row.answers > 1 else None)
+            cause = self._blame(answer, evidence.loudest.cause, others_degraded=True if row.answers > 1 else None)
             state.log.open(row, answer.request, None, cause)
             self._state.note("opened", row.onset_answer)
             self._degrade(Phase.COLLAPSED if row.answers > 1 else Phase.TRANSITION, answer, cause)
-        elif phase is Phase.RECOVERING and evidence is not None and evidence.ratio_nats > -CLEAR_NATS:
+        elif phase is Phase.RECOVERING and evidence is not None and evidence.nats > -CLEAR_NATS:
             self._set(phase, None, False, ended, sample)
         elif suspicion >= SUSPICION_NATS:
             self._set(Phase.TRANSITION, None, False, ended, sample)
             state.held = [*state.held, sample][-MAX_HELD:]
         else:
-            self._set(Phase.HEALTHY, self._cause_of_slowness(answer), False, ended, sample)
+            self._set(Phase.HEALTHY, self._cause_of_slowness(answer, low=low), False, ended, sample)
             self._learn(sample if learn else None)
 
     def _learn(self, sample: Sample | None) -> None:
@@ -226,9 +227,9 @@ class Phases:
 
     def _while_degraded(self, answer: Answer) -> None:
         state, sample, ended = self._state, answer.sample, answer.observation.ended
-        factor = weigh_recovery(sample, state.baseline, state.verdict.cause or Cause.UNKNOWN)
+        factor = weigh_recovery(answer.evidence, state.verdict.cause or Cause.UNKNOWN)
         if factor is not None and sample.started >= state.detected_at:
-            state.recovery_nats = max(0.0, state.recovery_nats - factor.ratio_nats)
+            state.recovery_nats = max(0.0, state.recovery_nats - factor.nats)
         if state.recovery_nats >= RECOVERY_NATS:
             state.log.close(answer.request)
             self._state.note("closed", answer.number)
@@ -265,12 +266,11 @@ class Phases:
         self._state.diagnosis = diagnosis if cause is diagnosis.cause else None
         return cause
 
-    def _cause_of_slowness(self, answer: Answer) -> Cause | None:
+    def _cause_of_slowness(self, answer: Answer, *, low: bool) -> Cause | None:
         """What a slow answer of a healthy backend is put down to; most answers are not slow."""
-        baseline = self._state.baseline
-        if not is_low(answer.sample, baseline) and not is_late(answer.sample, baseline):
+        if not low and not is_late(answer.sample, self._state.baseline):
             return None
-        return cause_of_slow_answer(self._diagnose(answer, others_degraded=False))
+        return cause_of_slow_answer(answer.observation, answer.sample, self._state.baseline, answer.engine)
 
     def _diagnose(self, answer: Answer, others_degraded: bool | None) -> Diagnosis:
         baseline = self._state.baseline
@@ -311,10 +311,10 @@ class Phases:
             state.log.episodes[-1].detected_request = index
             state.detected_in = None
 
-    def _suspect(self, answer: Answer, nats: float) -> None:
+    def _suspect(self, answer: Answer, *, suspicious: bool) -> None:
         """Keep the totals of the row of suspicious answers that this one continues, begins or breaks."""
         state, sample = self._state, answer.sample
-        if nats <= 0 and not is_low(sample, state.baseline):
+        if not suspicious:
             state.suspects = None
             return
         state.suspects = state.suspects or _row_from(answer)
@@ -344,7 +344,7 @@ class Phases:
 
     def _prepare_steps(self) -> None:
         """The step rule's model changes only with the reference and K: look it up once an answer, not once a step."""
-        floor = None if self._state.relaunched else self._state.baseline.step_floor()
+        floor = None if self._state.relaunched else self._state.baseline.step_floor
         self._model = stream_model(floor, self._state.num_speculative_tokens) if floor is not None else None
 
     def _set(self, phase: Phase, cause: Cause | None, degraded: bool, at: float, sample: Sample | None) -> None:

@@ -16,6 +16,8 @@ from detector.stats.stream import StreamRule
 from detector.verdict import Verdict
 
 BoundaryKind = Literal["opened", "closed", "resumed", "rebased"]
+MAX_RECOVERY_NATS = 3.0
+"""No more evidence than this stands against a relapse: a collapse may come back at once."""
 MAX_BOUNDARIES = 64
 """Boundaries kept for a caller that never takes them; the oldest go first."""
 
@@ -50,7 +52,7 @@ class PhasesState(msgspec.Struct, kw_only=True):
     diagnosis: Diagnosis | None = None
     """Of the open episode, where the table names its cause."""
     recovery_nats: float = 0.0
-    """Evidence that the open episode is over, added up from its last contradiction on."""
+    """Evidence that the last episode is over, added up from its last contradiction on."""
     boundaries: list[Boundary] = []
     """Not yet taken by the caller."""
     suspects: Account | None = None
@@ -108,6 +110,11 @@ class PhasesState(msgspec.Struct, kw_only=True):
         """The last episode was not over, as this answer shows."""
         self.log.resume()
         self.note("resumed", number)
+
+    def relapses(self, evidence_nats: float) -> bool:
+        """Whether an answer, by its evidence for a collapse, uses up the evidence that the last one was over."""
+        self.recovery_nats = min(self.recovery_nats, MAX_RECOVERY_NATS) - evidence_nats
+        return self.recovery_nats <= 0
 
     def count_degraded(self, sample: Sample) -> None:
         """One more answer of an episode; the last of them may become the reference."""

@@ -15,7 +15,8 @@ import numpy as np
 from detector.stats.clocks import Clock
 from detector.stats.cycle import CycleState, CycleTest
 from detector.stats.run_history import RunHistory, RunLaws
-from detector.stats.run_law import Interval, RunLaw, memoryless_log_cells, typical_length
+from detector.stats.run_law import RunLaw, memoryless_log_cells, typical_length
+from detector.stats.run_parts import Interval
 from detector.stats.runs import Run
 from replay.phases import Side
 
@@ -61,6 +62,7 @@ def _laws(side: Side, *, degraded: bool) -> RunLaws:
     for run, its in side.runs:
         if its is degraded:
             laws.add(run)
+    laws.learn()
     return laws
 
 

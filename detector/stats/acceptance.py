@@ -14,12 +14,17 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-GRID_STEP = 0.25
-GRID = tuple(-4.0 + GRID_STEP * index for index in range(33))
-"""Logits of the conditional acceptances that are told apart: 0.018 to 0.982."""
-ACCEPTANCES = tuple(1 / (1 + math.exp(-logit)) for logit in GRID)
+from detector.stats.acceptance_grid import (
+    ACCEPTANCES,
+    GRID,
+    GRID_STEP,
+    Array,
+    accepted_per_step,
+    begun,
+    logit,
+)
+
 OVERDISPERSIONS = (3.0, 5.0, 8.0, 13.0, 21.0, 14.0, 28.0)
 """Verify steps that count as one independent step in a long answer: content makes the steps of an answer alike. Which
 of these it is, is learned too."""
@@ -38,7 +43,7 @@ LOWEST_CONTENT_SHARE = 0.75
 """A drafter whose mean is low has its lowest content at this share of it."""
 UNSEEN = 0.1
 """Share of answers that may be of content never seen here, however long the watch has learned."""
-RARE_CONTENT = 0.7
+RARE_CONTENT = 0.85
 """Content with at least this share of what was learned may make up all of the traffic for a while."""
 FREAK = 1 / 4000
 """Share of healthy answers that look like a dead drafter's for a reason of their own."""
@@ -46,6 +51,8 @@ COLLAPSED_SHARE, COLLAPSED_TOP_SHARE = 0.35, 0.7
 """A collapsed drafter has about this share of its usual conditional acceptance, and at most this."""
 TAIL = 10
 """Degrees of the tail: an answer E nats off counts as if (1 + E / TAIL)^-TAIL likely, not exp(-E)."""
+LENGTHS = 20
+"""So many lengths of answers, in a factor of e, are told apart for how alike their steps are."""
 MAX_SHARE = 0.999
 """A higher acceptance counts as this."""
 TRUSTED_ANSWERS = 40
@@ -53,25 +60,29 @@ TRUSTED_ANSWERS = 40
 DOUBTED = 0.2
 """Share of collapsed answers expected among those that raised no alarm."""
 COLLAPSE_MEMORY_ANSWERS = 30
+COLLAPSE_PRIOR_ANSWERS, MIN_COLLAPSE_PRIOR = 4.0, 0.3
+"""The prior of what collapses look like weighs as much as so many collapsed answers, and never less than this share."""
+BEGUN_SHARE = 0.5
+"""Of collapses, those that begin inside an answer; the others begin before one."""
 MEMORY_ANSWERS = 400
 """Answers after which the learning rate no longer falls: older ones are slowly forgotten."""
 _SMOOTHING = (0.03, 0.12, 0.7, 0.12, 0.03)
 """An answer stands for contents near its own as well."""
 
 
-Array = npt.NDArray[np.float64]
 _SHARES = np.array(ACCEPTANCES)
 _WANDERING = np.array(WANDERS)[:, None]
 _EXCESS = np.array(OVERDISPERSIONS)[:, None] - 1
 _CONSTANT_EXCESS, _WANDERING_EXCESS = _EXCESS * ~_WANDERING, _EXCESS * _WANDERING
 _UPPER_EDGES = np.array(GRID) + GRID_STEP / 2
-_LOG_ACCEPTED, _LOG_REJECTED = np.log(_SHARES), np.log1p(-_SHARES)
+_DIVERGENCES: Array = np.array([np.ones(len(GRID)), -np.log(_SHARES), -np.log1p(-_SHARES)])
+"""Rows: what a step's own log likelihood, its accepted and its rejected positions add to its divergence."""
 
 
 @lru_cache(maxsize=128)
 def _collapse_prior(usual: float) -> Array:
     """A collapsed drafter of this usual acceptance: a Laplace law of its logit."""
-    middle, top = _logit(COLLAPSED_SHARE * usual), _logit(COLLAPSED_TOP_SHARE * usual)
+    middle, top = logit(COLLAPSED_SHARE * usual), logit(COLLAPSED_TOP_SHARE * usual)
     logits = np.array(GRID)
     weights = np.exp(-np.abs(logits - middle)) * (logits <= top + GRID_STEP / 2)
     prior: Array = weights / weights.sum()
@@ -81,27 +92,41 @@ def _collapse_prior(usual: float) -> Array:
 @lru_cache(maxsize=128)
 def _content_prior(lowest: float) -> Array:
     """Healthy content before any was seen: any logit from the lowest to 3, equally likely."""
-    low = min(2.0, _logit(lowest))
-    weights = np.array([1.0 if low - GRID_STEP / 2 <= logit <= 3.0 else 0.0 for logit in GRID])
+    low = min(2.0, logit(lowest))
+    weights = np.array([1.0 if low - GRID_STEP / 2 <= one <= 3.0 else 0.0 for one in GRID])
     prior: Array = weights / weights.sum()
     return prior
 
 
 class _Model(NamedTuple):
-    """The two hypotheses."""
+    """The hypotheses."""
 
     shares: Array
     """Posterior share of each overdispersion."""
     healthy: Array
     """For each overdispersion, what healthy answers may come from: the content learned, and some never seen."""
     collapsed: Array
-    both: Array
-    """Healthy and collapsed over all overdispersions and grid points, to be weighted with a kernel."""
+    all: Array
+    """Rows: healthy, collapsed, and a collapse that begins in the answer, over all overdispersions and grid points, to
+    be weighted with a kernel."""
 
-    def likelihoods(self, kernel: Array) -> tuple[float, float]:
-        """Of an answer: healthy, collapsed."""
-        healthy, collapsed = (self.both @ kernel.ravel()).tolist()
-        return healthy, collapsed
+    def likelihoods(self, kernels: Array) -> Array:
+        """Of an answer, or of each of several: healthy, collapsed, and with a collapse that begins in it."""
+        likelihoods: Array = self.all.dot(kernels.reshape(*kernels.shape[:-2], -1).T)
+        return likelihoods
+
+
+class LogRatios(NamedTuple):
+    """Log likelihood ratios of one answer against a healthy one.
+
+    Their exponentials have a mean of at most 1 over answers of any one content with a share of at least
+    ``RARE_CONTENT``: they are evidence for a collapse.
+    """
+
+    collapsed: float
+    """Of an answer that is collapsed as a whole."""
+    first: float
+    """Of the first answer of a collapse, which may begin inside it."""
 
 
 class Acceptance(msgspec.Struct, frozen=True):
@@ -126,28 +151,40 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
     """For each overdispersion, the log predictive likelihood of the answers so far, with forgetting."""
     answers: int = 0
     collapsed: bytes = b""
-    """Mixing distribution of the collapses seen, which sharpens the alternative; the prior keeps half of the weight."""
+    """Mixing distribution of the collapses seen, which sharpens the alternative."""
     collapsed_answers: int = 0
+    depth: int | None = None
+    """K of the answers that are learned; None: it is unknown."""
 
-    def learn(self, acceptance: Acceptance) -> None:
-        """Take one healthy answer in: predictive recursion with weights 1/n, not below 1/``MEMORY_ANSWERS``."""
+    def learn(self, *acceptances: Acceptance) -> None:
+        """Take healthy answers in: predictive recursion with weights 1/n, not below 1/``MEMORY_ANSWERS``.
+
+        Several at once are all predicted from what was known before the first of them.
+        """
         if self.answers == 0:
             # A drafter may be poor from the start.
-            lowest = min(LOWEST_CONTENT, LOWEST_CONTENT_SHARE * acceptance.share)
+            lowest = min(LOWEST_CONTENT, LOWEST_CONTENT_SHARE * acceptances[0].share)
             self.weights = _rows(_content_prior(round(lowest, 2))).tobytes()
-        kernel, model = _kernel(acceptance), self._model()
-        joint = model.healthy * kernel
-        predicted = np.maximum(joint.sum(axis=1), 1e-300)
-        trust = 1.0
+        self.depth = acceptances[-1].depth
+        kernels, model = np.array([_kernel(one) for one in acceptances]), self._model()
+        joint = model.healthy * kernels
+        predicted = np.maximum(joint.sum(axis=2), 1e-300)
+        trust = np.ones(len(acceptances))
         if self.answers >= TRUSTED_ANSWERS:
-            healthy, collapsed = model.likelihoods(kernel)
+            healthy, collapsed, _ = model.likelihoods(kernels)
             trust = healthy / (healthy + DOUBTED * collapsed)
-        self.answers += 1
-        rate = trust * max(1 / (self.answers + 1), 1 / MEMORY_ANSWERS)
-        weights = (1 - rate) * self._weights() + joint @ _SMOOTHER * (rate / predicted)[:, None]
+        numbers = np.arange(self.answers + 1, self.answers + len(acceptances) + 1)
+        self.answers += len(acceptances)
+        rates = trust * np.maximum(1 / (numbers + 1), 1 / MEMORY_ANSWERS)
+        kept = np.cumprod(1 - rates[::-1])[::-1]
+        """What the answers from each one on leave of what was known before it."""
+        gains = (rates * kept / (1 - rates))[:, None] / predicted
+        weights = kept[0] * self._weights() + (gains[:, :, None] * joint).sum(axis=0) @ _SMOOTHER
         self.weights = (weights / weights.sum(axis=1, keepdims=True)).tobytes()
         if self.answers > UNSCORED_ANSWERS:
-            scores = SCORE_MEMORY * np.frombuffer(self.scores) + trust * np.log(predicted)
+            memory = SCORE_MEMORY ** (self.answers - numbers)
+            scores = SCORE_MEMORY ** len(acceptances) * np.frombuffer(self.scores)
+            scores += (memory * trust) @ np.log(predicted)
             self.scores = (scores - scores.max()).tobytes()
 
     def learn_collapsed(self, acceptance: Acceptance) -> None:
@@ -160,17 +197,20 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         weights = (1 - rate) * (np.frombuffer(self.collapsed) if self.collapsed else model.collapsed) + rate * posterior
         self.collapsed = (weights / weights.sum()).tobytes()
 
-    def nats(self, acceptance: Acceptance, other_ratio: float = 1.0) -> tuple[float, float]:
-        """Log likelihood ratios of collapsed against healthy: for the least favourable traffic, and for all traffic.
+    def nats(self, acceptance: Acceptance, other_ratio: float = 1.0, freak: float = FREAK) -> LogRatios:
+        """What one answer says of a collapse.
 
         other_ratio: likelihood ratio of what else the answer says of a collapse of acceptance, such as its step time.
-        The first is evidence for a collapse: its exponential has a mean of at most 1 over answers of any one content
-        with a share of at least ``RARE_CONTENT``. The negative of the second is evidence for health.
+        freak: share of healthy answers that look like this one for a reason of their own.
         """
-        healthy, collapsed = self._model().likelihoods(_kernel(acceptance))
+        healthy, collapsed, begun_here = self._model().likelihoods(_kernel(acceptance)).tolist()
+        first = other_ratio * (BEGUN_SHARE * begun_here + (1 - BEGUN_SHARE) * collapsed)
         collapsed *= other_ratio
-        worst = healthy / RARE_CONTENT + FREAK * collapsed
-        return _log_ratio(collapsed, worst), _log_ratio(collapsed, healthy + FREAK * collapsed)
+        healthy /= RARE_CONTENT
+        return LogRatios(
+            _log_ratio(collapsed, healthy + freak * collapsed),
+            _log_ratio(first, healthy + freak * first),
+        )
 
     def quantile(self, share: float) -> float:
         """Conditional acceptance below which this share of healthy answers has its content, 0..1."""
@@ -180,19 +220,21 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         return np.frombuffer(self.weights).reshape(len(OVERDISPERSIONS), len(GRID))
 
     def _model(self) -> _Model:
-        return _model(self.weights, self.scores, self.collapsed)
+        return _model(self.weights, self.scores, self.collapsed, self.collapsed_answers, self.depth)
 
 
 @lru_cache(maxsize=64)
-def _model(weights: bytes, scores: bytes, collapses: bytes) -> _Model:
+def _model(weights: bytes, scores: bytes, collapses: bytes, collapsed_answers: int, depth: int | None) -> _Model:
     shares, healthy, usual = _healthy(weights, scores)
     collapsed = _collapse_prior(round(usual, 2))
     if collapses:
-        collapsed = (collapsed + np.frombuffer(collapses)) / 2
-    both = np.empty((2, *healthy.shape))
-    np.multiply(shares[:, None], healthy, out=both[0])
-    np.multiply(shares[:, None], collapsed, out=both[1])
-    return _Model(shares, healthy, collapsed, both.reshape(2, -1))
+        prior = max(MIN_COLLAPSE_PRIOR, COLLAPSE_PRIOR_ANSWERS / (COLLAPSE_PRIOR_ANSWERS + collapsed_answers))
+        collapsed = prior * collapsed + (1 - prior) * np.frombuffer(collapses)
+    every = np.empty((3, *healthy.shape))
+    np.multiply(shares[:, None], healthy, out=every[0])
+    np.multiply(shares[:, None], collapsed, out=every[1])
+    np.multiply(shares[:, None], begun(shares @ healthy, collapsed, depth), out=every[2])
+    return _Model(shares, healthy, collapsed, every.reshape(3, -1))
 
 
 @lru_cache(maxsize=64)
@@ -210,13 +252,8 @@ def _healthy(weights: bytes, scores: bytes) -> tuple[Array, Array, float]:
 def _quantile(weights: bytes, scores: bytes, share: float) -> float:
     shares, healthy, _ = _healthy(weights, scores)
     # A grid point stands for the contents half a step to each side.
-    logit = float(np.interp(share, np.cumsum(shares @ healthy), _UPPER_EDGES))
-    return 1 / (1 + math.exp(-logit))
-
-
-def _logit(share: float) -> float:
-    share = min(0.98, max(0.02, share))
-    return math.log(share / (1 - share))
+    log_odds = float(np.interp(share, np.cumsum(shares @ healthy), _UPPER_EDGES))
+    return 1 / (1 + math.exp(-log_odds))
 
 
 def _log_ratio(above: float, below: float) -> float:
@@ -226,11 +263,12 @@ def _log_ratio(above: float, below: float) -> float:
 _SMOOTHER = sum(share * np.eye(len(GRID), k=offset - 2) for offset, share in enumerate(_SMOOTHING))
 
 
-class _Table(NamedTuple):
-    """What a kernel needs at each grid point, for a K."""
+class _Scale(NamedTuple):
+    """What a kernel needs for each overdispersion and at each grid point, for a K and a length."""
 
-    steps_per_token: Array
-    root_steps_per_token: Array
+    per_token: Array
+    """Turns tokens times divergence into what the tail takes to its power."""
+    height: Array
 
 
 def _rows(weights: Array) -> Array:
@@ -238,12 +276,20 @@ def _rows(weights: Array) -> Array:
 
 
 @lru_cache(maxsize=64)
-def _table(depth: int | None) -> _Table:
-    per_token = np.array([1 / (1 + _accepted(share, depth)) for share in ACCEPTANCES])
-    return _Table(per_token, np.sqrt(per_token))
+def _steps_per_token(depth: int | None) -> Array:
+    """Verify steps that a drafter takes for a token, at each grid point."""
+    return np.array([1 / (1 + accepted_per_step(share, depth)) for share in ACCEPTANCES])
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=256)
+def _scale(depth: int | None, length: int) -> _Scale:
+    """length: of the answer, in ``LENGTHS`` of its logarithm."""
+    per_token = _steps_per_token(depth)
+    overdispersion = _overdispersion(math.exp(length / LENGTHS) * per_token)
+    return _Scale(per_token / (TAIL * overdispersion), np.sqrt(per_token / overdispersion))
+
+
+@lru_cache(maxsize=128)
 def _kernel(acceptance: Acceptance) -> Array:
     """Likelihood of the answer for each overdispersion and at each grid point, up to a common factor.
 
@@ -251,18 +297,16 @@ def _kernel(acceptance: Acceptance) -> Array:
     is the Kullback divergence of one step, n the steps that a drafter of acceptance p would have taken for these
     tokens (an unlucky answer takes more steps, which must not count as more evidence).
     """
-    share, positions = min(MAX_SHARE, max(0.0, acceptance.share)), acceptance.positions
+    share, positions, tokens = min(MAX_SHARE, max(0.0, acceptance.share)), acceptance.positions, acceptance.tokens
     rejected = 1.0 - (0.0 if positions is None else share**positions)
-    accepted = _accepted(share, positions)
+    accepted = accepted_per_step(share, positions)
     itself = rejected * math.log1p(-share) + (accepted * math.log(share) if share > 0 else 0.0)
-    table = _table(acceptance.depth)
-    divergence = itself - accepted * _LOG_ACCEPTED - rejected * _LOG_REJECTED
-    steps = acceptance.tokens * table.steps_per_token
-    overdispersion = _overdispersion(steps)
-    off = 1 + steps * (divergence / TAIL) / overdispersion
+    divergence = np.array((tokens * itself, tokens * accepted, tokens * rejected)).dot(_DIVERGENCES)
+    per_token, height = _scale(acceptance.depth, round(LENGTHS * math.log(tokens)))
+    off = 1 + divergence * per_token
     square = off * off
     fourth = square * square
-    kernel: Array = table.root_steps_per_token / (np.sqrt(overdispersion) * fourth * fourth * square)  # off^-TAIL
+    kernel: Array = height / (fourth * fourth * square)  # off^-TAIL
     return kernel
 
 
@@ -276,9 +320,3 @@ def _overdispersion(steps: Array) -> Array:
     share = 1 + correlated * np.expm1(-1 / correlated)
     counted: Array = 1 + _CONSTANT_EXCESS + _WANDERING_EXCESS * share
     return counted
-
-
-def _accepted(share: float, positions: int | None) -> float:
-    """Accepted tokens a step: p + p^2 + ... + p^K."""
-    full = 0.0 if positions is None else share**positions
-    return share * (1 - full) / (1 - share)

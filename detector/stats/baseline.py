@@ -7,14 +7,21 @@ from statistics import median
 
 import msgspec
 
+from detector.stats import pace
 from detector.stats.acceptance import Acceptance, AcceptanceLaw
 from detector.stats.sample import Sample, chain_acceptance
-from detector.stats.timing import RATE, STEP, Timed, TimeLaw
+from detector.stats.timing import RATE, STEP, TRUSTED_ANSWERS, Timed, TimeLaw
 
 WINDOW = 50
 """Healthy answers that a median is taken over."""
 MIN_ANSWERS = 3
 """Fewer say nothing yet."""
+MIN_LINE_ANSWERS = 10
+"""Fewer say nothing yet of how load and context move a rate."""
+BATCH = 8
+"""Healthy answers whose acceptance is learned at once, which costs little more than one."""
+BATCH_SHARE = 0.02
+"""They are at most this share of all that were learned: each of the first ones counts for much."""
 EARLY = 40
 """First answers that are kept whole, to tell a start in the middle of a collapse."""
 ASSUMED_TOKENS = 200.0
@@ -38,6 +45,9 @@ class Medians(msgspec.Struct, frozen=True):
     acceptance_length: float | None = None
     in_flight: int = 1
     context_tokens: float = 0.0
+    step_seconds: float | None = None
+    """Of this load and context, like the rate."""
+    decode_tokens_per_second: float | None = None
 
 
 class Baseline(msgspec.Struct, kw_only=True):
@@ -49,46 +59,87 @@ class Baseline(msgspec.Struct, kw_only=True):
     """Requests in flight of the last healthy answers."""
     contexts: list[float] = []
     medians: Medians = Medians()
+    step_floor: float | None = None
+    """Conditional acceptance at the middle of the worst healthy content; None while it is unknown."""
     ttft_seconds: list[float] = []
     first_position: AcceptanceLaw = msgspec.field(default_factory=AcceptanceLaw)
     """Of p_0."""
     chain: AcceptanceLaw = msgspec.field(default_factory=AcceptanceLaw)
     """Of the conditional acceptance over all positions, of every answer."""
+    paced: AcceptanceLaw = msgspec.field(default_factory=AcceptanceLaw)
+    """Of the acceptance that rates tell (``pace.by_rate``) of answers that tell no other."""
     step_seconds: TimeLaw = msgspec.field(default_factory=TimeLaw)
     token_seconds: TimeLaw = msgspec.field(default_factory=TimeLaw)
     """1 / rate."""
     early: list[Sample] = []
     """The first answers, whatever they were judged; empty once there were ``EARLY`` of them."""
     settled: bool = False
+    waiting: list[Sample] = []
+    """Healthy answers of which only the step time is learned yet."""
+    answers: int = 0
+    """All that were taken in."""
 
     def learn(self, sample: Sample) -> None:
-        """Take one healthy answer into the reference."""
-        acceptance = acceptance_of(sample)
-        if acceptance is not None and not sample.upper_bound:
-            chain: Acceptance | None = acceptance
-            if acceptance.positions == 1:
-                self.first_position.learn(acceptance)
-                chain = chain_of(sample)
-            if chain is not None:
-                self.chain.learn(chain)
-            _push(self.conditional_acceptances, acceptance.share)
-            if sample.acceptance_length is not None:
-                _push(self.acceptance_lengths, sample.acceptance_length)
-        step, token = step_time_of(sample), token_time_of(sample)
+        """Take one healthy answer into the reference: its step time at once, the rest ``BATCH`` answers at a time."""
+        step = step_time_of(sample)
         if step is not None:
             self.step_seconds.learn(step, STEP)
-        if token is not None:
-            self.token_seconds.learn(token, RATE)
-        _push(self.loads, float(sample.in_flight))
-        _push(self.contexts, sample.context_tokens)
-        if sample.ttft_seconds is not None:
-            _push(self.ttft_seconds, sample.ttft_seconds)
+        self.answers += 1
+        self.waiting.append(sample)
+        if len(self.waiting) >= min(BATCH, BATCH_SHARE * self.answers):
+            samples, self.waiting = self.waiting, []
+            self._learn_batch(samples)
+
+    def _learn_batch(self, samples: list[Sample]) -> None:
+        self._learn_acceptance([sample for sample in samples if not sample.upper_bound])
+        self._learn_rates(samples)
+        for sample in samples:
+            _push(self.loads, float(sample.in_flight))
+            _push(self.contexts, sample.context_tokens)
+            if sample.ttft_seconds is not None:
+                _push(self.ttft_seconds, sample.ttft_seconds)
+        load, context = round(_middle(self.loads)), _middle(self.contexts)
         self.medians = Medians(
             _median(self.conditional_acceptances),
             _median(self.acceptance_lengths),
-            round(_middle(self.loads)),
-            _middle(self.contexts),
+            load,
+            context,
+            self.expected_step_seconds(load, context),
+            self.expected_rate(load, context),
         )
+        if self.chain.answers >= MIN_ANSWERS:
+            self.step_floor = min(HIGHEST_FLOOR, self.chain.quantile(LOW_SHARE))
+
+    def _learn_acceptance(self, samples: list[Sample]) -> None:
+        first_positions: list[Acceptance] = []
+        chains: list[Acceptance] = []
+        for sample in samples:
+            acceptance = acceptance_of(sample)
+            if acceptance is None:
+                continue
+            chain: Acceptance | None = acceptance
+            if acceptance.positions == 1:
+                first_positions.append(acceptance)
+                chain = chain_of(sample)
+            if chain is not None:
+                chains.append(chain)
+            _push(self.conditional_acceptances, acceptance.share)
+            if sample.acceptance_length is not None:
+                _push(self.acceptance_lengths, sample.acceptance_length)
+        if first_positions:
+            self.first_position.learn(*first_positions)
+        if chains:
+            self.chain.learn(*chains)
+
+    def _learn_rates(self, samples: list[Sample]) -> None:
+        paced = [told for sample in samples if not _tells_acceptance(sample) if (told := self.paced_acceptance(sample))]
+        if paced:
+            self.paced.learn(*paced)
+        for sample in samples:
+            token = token_time_of(sample)
+            # Answers that tell both factors are not judged by their rate: one of a batch tells what is usual.
+            if token is not None and (not _tells_both_factors(sample) or sample is samples[-1]):
+                self.token_seconds.learn(token, RATE)
 
     def learn_collapsed(self, sample: Sample) -> None:
         """Take one answer of a collapse of acceptance in."""
@@ -104,7 +155,8 @@ class Baseline(msgspec.Struct, kw_only=True):
         empty = Baseline()
         self.acceptance_lengths, self.conditional_acceptances = [], []
         self.loads, self.contexts, self.ttft_seconds, self.medians = [], [], [], Medians()
-        self.first_position, self.chain = empty.first_position, empty.chain
+        self.waiting, self.answers, self.step_floor = [], 0, None
+        self.first_position, self.chain, self.paced = empty.first_position, empty.chain, empty.paced
         self.step_seconds, self.token_seconds = empty.step_seconds, empty.token_seconds
         for sample in samples:
             self.learn(sample)
@@ -131,9 +183,19 @@ class Baseline(msgspec.Struct, kw_only=True):
         """The law that an acceptance follows: p_0 hardly depends on content, later positions do."""
         return self.first_position if acceptance.positions == 1 else self.chain
 
-    def step_floor(self) -> float | None:
-        """Conditional acceptance at the middle of the worst healthy content; None while it is unknown."""
-        return min(HIGHEST_FLOOR, self.chain.quantile(LOW_SHARE)) if self.chain.answers >= MIN_ANSWERS else None
+    def acceptance_by_step_time(self, sample: Sample) -> Acceptance | None:
+        """The acceptance that the rate tells while the law of the step time is settled; ``chain`` is its law."""
+        token, law, depth = token_time_of(sample), self.step_seconds, self.chain.depth
+        if token is None or depth is None or law.answers < TRUSTED_ANSWERS or self.chain.answers < TRUSTED_ANSWERS:
+            return None
+        return pace.by_step_time(law.compare(token), _tokens(sample), depth)
+
+    def paced_acceptance(self, sample: Sample) -> Acceptance | None:
+        """The acceptance that the rate alone tells; ``paced`` is its law."""
+        token, law = token_time_of(sample), self.token_seconds
+        if token is None or law.answers < MIN_LINE_ANSWERS:
+            return None
+        return pace.by_rate(law.compare(token), _tokens(sample))
 
     def usual_first_position(self) -> float | None:
         """Median p_0; None while too few answers told it."""
@@ -179,6 +241,14 @@ def token_time_of(sample: Sample) -> Timed | None:
     if sample.decode_tokens_per_second is None:
         return None
     return _timed(sample, -math.log(sample.decode_tokens_per_second), sample.tokens)
+
+
+def _tells_acceptance(sample: Sample) -> bool:
+    return sample.conditional_acceptance is not None and not sample.upper_bound
+
+
+def _tells_both_factors(sample: Sample) -> bool:
+    return sample.step_seconds is not None and sample.conditional_acceptance is not None
 
 
 def _tokens(sample: Sample) -> float:

@@ -12,11 +12,11 @@ from typing import Final
 
 import msgspec
 
-from detector.stats.cause_table import TABLE, Remedy
+from detector.stats.cause_table import TABLE, Remedy, Row
 from detector.stats.findings import Findings, Interval, acceptance_length_interval, known, numbers_of
 from detector.verdict import Cause
 
-__all__ = ["Diagnosis", "Findings", "Remedy", "diagnose"]
+__all__ = ["Diagnosis", "Findings", "Remedy", "cause_of", "diagnose"]
 
 _FACTORS: Final = ("acceptance_log_ratio", "step_log_ratio", "rate_log_ratio")
 _LESS_SPECULATION: Final = frozenset({Remedy.LOWER_NUM_SPECULATIVE_TOKENS, Remedy.SPECULATION_OFF})
@@ -41,7 +41,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 def diagnose(findings: Findings) -> Diagnosis:
     """The cause of what was found: the first row of ``TABLE`` that hits. Defined for all findings; raises nothing."""
     numbers = numbers_of(findings)
-    row = next(row for row in TABLE if all(condition.holds(numbers) for condition in row.when))
+    row = _row(numbers)
     names = dict.fromkeys((*_FACTORS, *(condition.number for condition in row.when)))
     evidence = {name: _middle(numbers[name]) for name in names if name in numbers}
     for name in ("acceptance_length", "break_even_acceptance_length"):
@@ -51,6 +51,15 @@ def diagnose(findings: Findings) -> Diagnosis:
     pays = _less_speculation_pays(findings)
     remedies = tuple(remedy for remedy in row.remedies if pays or remedy not in _LESS_SPECULATION)
     return Diagnosis(cause=row.cause, signature=row.name, evidence=evidence, remedies=remedies, why=row.why)
+
+
+def cause_of(findings: Findings) -> Cause:
+    """The cause alone, for half of the time."""
+    return _row(numbers_of(findings)).cause
+
+
+def _row(numbers: dict[str, Interval]) -> Row:
+    return next(row for row in TABLE if all(condition.holds(numbers) for condition in row.when))
 
 
 def _middle(interval: Interval) -> float:

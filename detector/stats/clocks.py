@@ -49,11 +49,11 @@ class ClockReading(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     def plus(self, other: ClockReading) -> ClockReading:
         """The sum, unknown wherever one of the two is."""
         return ClockReading(
-            requests=_sum(self.requests, other.requests),
-            tokens=_sum(self.tokens, other.tokens),
-            steps=_sum(self.steps, other.steps),
-            kv_blocks=_sum(self.kv_blocks, other.kv_blocks),
-            seconds=_sum(self.seconds, other.seconds),
+            requests=None if self.requests is None or other.requests is None else self.requests + other.requests,
+            tokens=None if self.tokens is None or other.tokens is None else self.tokens + other.tokens,
+            steps=None if self.steps is None or other.steps is None else self.steps + other.steps,
+            kv_blocks=None if self.kv_blocks is None or other.kv_blocks is None else self.kv_blocks + other.kv_blocks,
+            seconds=None if self.seconds is None or other.seconds is None else self.seconds + other.seconds,
         )
 
     def times(self, factor: float) -> ClockReading:
@@ -64,16 +64,6 @@ class ClockReading(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
             steps=_product(self.steps, factor),
             kv_blocks=_product(self.kv_blocks, factor),
             seconds=_product(self.seconds, factor),
-        )
-
-    def with_known(self, other: ClockReading) -> ClockReading:
-        """The sum, where what is unknown in ``other`` adds nothing."""
-        return ClockReading(
-            requests=_known_sum(self.requests, other.requests),
-            tokens=_known_sum(self.tokens, other.tokens),
-            steps=_known_sum(self.steps, other.steps),
-            kv_blocks=_known_sum(self.kv_blocks, other.kv_blocks),
-            seconds=_known_sum(self.seconds, other.seconds),
         )
 
     def moved_to(self, other: ClockReading) -> ClockReading:
@@ -117,8 +107,6 @@ class Advance(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 class BackendClocks(msgspec.Struct, kw_only=True):
     """The clocks of one backend since its launch."""
 
-    total: ClockReading = UNKNOWN
-    """Sum of what is known; a lower bound where some answers did not tell. None until the first answer that did."""
     mean: ClockReading = UNKNOWN
     """Running mean of one answer's advance: what the next answer probably adds."""
     last_ended: float | None = None
@@ -144,7 +132,7 @@ class BackendClocks(msgspec.Struct, kw_only=True):
             kv_blocks=_known(_kv_blocks(observation)),
             seconds=seconds,
         )
-        self.total, self.mean = self.total.with_known(clocks), self.mean.moved_to(clocks)
+        self.mean = self.mean.moved_to(clocks)
         return Advance(clocks=clocks, idle_seconds=idle)
 
     def advance_for(self, clock: Clock, amount: float) -> ClockReading | None:
@@ -175,16 +163,8 @@ def _kv_blocks(observation: Observation) -> float | None:
     return max(0, filled) / KV_BLOCK_TOKENS
 
 
-def _sum(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
-
-
 def _product(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
-
-
-def _known_sum(total: float | None, new: float | None) -> float | None:
-    return total if new is None else new + (total or 0.0)
 
 
 def _moved(mean: float | None, new: float | None) -> float | None:

@@ -8,12 +8,14 @@ them up. docs/detection.md says what holds under which assumptions. The steps in
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 
 import msgspec
 
+from detector.stats.acceptance import FREAK, TRUSTED_ANSWERS, LogRatios
 from detector.stats.baseline import MIN_ANSWERS, Baseline, acceptance_of, step_time_of, token_time_of
 from detector.stats.sample import Sample
-from detector.stats.timing import RATE, STEP
+from detector.stats.timing import RATE, STEP, Compared
 from detector.verdict import Cause
 
 MIN_ACCEPTANCE = 0.1
@@ -25,33 +27,52 @@ LOW_RATE_SHARE = 0.6
 """A rate below this share of the healthy one is low."""
 MIN_EVIDENCE = -6.0
 """Nats; one answer never speaks for health more strongly, so that it cannot outweigh what comes after."""
+STALL_MARGIN = 2.0
+"""A shorter stall than that of a usual answer is enough where the content is slow."""
 MAX_DETECTOR = 1e12
 
 
-class Evidence(msgspec.Struct, frozen=True):
-    """What one answer says. Nats are log e-values against the healthy state, whatever content makes up the traffic."""
+class Factor(msgspec.Struct, frozen=True):
+    """What an answer says of one factor of its speed, in nats: log likelihood ratios of degraded against healthy."""
 
-    acceptance_nats: float | None
-    step_nats: float | None
-    """Where one of both is unknown, it is None; where both are, both stand for the rate."""
-    ratio_nats: float
-    """Log likelihood ratio of degraded against healthy for the usual mix of content."""
+    nats: float
+    first_nats: float
+    """Of the first answer of a collapse, which may have begun inside it."""
     cause: Cause
-    """The one that the answer speaks for most."""
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """What one answer says: of one factor, or of both."""
+
+    acceptance: Factor | None
+    step: Factor | None
+    """Where one of both is unknown, it is None; where both are, the rate stands for both."""
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """Those that are known."""
+        return tuple(factor for factor in (self.acceptance, self.step) if factor is not None)
+
+    @property
+    def loudest(self) -> Factor:
+        """The one that speaks most for a collapse."""
+        return max(self.factors, key=_nats)
 
     @property
     def nats(self) -> float:
-        """The stronger of both."""
-        return max(nats for nats in (self.acceptance_nats, self.step_nats) if nats is not None)
+        """Log likelihood ratio of degraded against healthy: either factor may have collapsed."""
+        factors = self.factors
+        return math.log(sum([math.exp(factor.nats) for factor in factors]) / len(factors))
 
 
 class EDetector(msgspec.Struct):
     """Shiryaev-Roberts e-detectors: for each factor, the sum over all onsets of the product of the e-values since.
 
-    M = (1 + M) L, arXiv 2203.03532, section 2, and the weighted mean of both factors' M. M - (number of e-values) is a
-    supermartingale while all e-values have a conditional mean of at most 1, and so is the mean, whatever its weights
-    are as long as they stay: the mean number of answers to an alarm at M >= A is at least A. Two factors, since one
-    freak in each is no collapse.
+    M = M L + L_first (arXiv 2203.03532, section 2), where L_first is the e-value of an answer in which the collapse may
+    have begun, and the weighted mean of both factors' M. M - (number of e-values) is a supermartingale while all
+    e-values have a conditional mean of at most 1, and so is the mean, whatever its weights are as long as they stay:
+    the mean number of answers to an alarm at M >= A is at least A. Two factors, since one freak in each is no
+    collapse.
     """
 
     acceptance: float = 0.0
@@ -61,10 +82,10 @@ class EDetector(msgspec.Struct):
 
     def update(self, evidence: Evidence) -> float:
         """Take one answer in; returns log M."""
-        if evidence.acceptance_nats is not None:
-            self.acceptance = min(MAX_DETECTOR, (1.0 + self.acceptance) * math.exp(evidence.acceptance_nats))
-        if evidence.step_nats is not None:
-            self.step = min(MAX_DETECTOR, (1.0 + self.step) * math.exp(evidence.step_nats))
+        if evidence.acceptance is not None:
+            self.acceptance = _grown(self.acceptance, evidence.acceptance)
+        if evidence.step is not None:
+            self.step = _grown(self.step, evidence.step)
         return self.nats
 
     @property
@@ -74,47 +95,38 @@ class EDetector(msgspec.Struct):
         return math.log(max(mean, math.exp(MIN_EVIDENCE)))
 
 
+def _grown(total: float, factor: Factor) -> float:
+    return min(MAX_DETECTOR, math.exp(factor.first_nats) + total * math.exp(factor.nats))
+
+
 def weigh(sample: Sample, baseline: Baseline) -> Evidence | None:
     """What one answer says against the backend; None where there is nothing to compare with."""
-    factors = _factors(sample, baseline)
-    if not factors:
-        return None
-    loudest = max(factors, key=lambda factor: factor.nats)
-    nats = {factor.cause is Cause.STEP_INFLATION: factor.nats for factor in factors}
-    if loudest.cause is Cause.UNKNOWN:
-        nats = {False: loudest.nats, True: loudest.nats}
-    ratio = math.log(sum(math.exp(factor.ratio_nats) for factor in factors) / len(factors))
-    return Evidence(nats.get(False), nats.get(True), ratio, loudest.cause)
+    compared = _step_compared(sample, baseline)
+    acceptance = _acceptance_evidence(sample, baseline, compared)
+    step = _inflation_evidence(baseline, compared)
+    if acceptance is None and step is None:
+        acceptance = step = _rate_evidence(sample, baseline)
+    return None if acceptance is None and step is None else Evidence(acceptance, step)
 
 
-def weigh_recovery(sample: Sample, baseline: Baseline, cause: Cause) -> Factor | None:
+def weigh_recovery(evidence: Evidence | None, cause: Cause) -> Factor | None:
     """What one answer says of a backend that is degraded for this cause: the factor that is worst.
 
-    A collapse of acceptance is over when acceptance is back. Slow steps do not speak against it: a canary may share
-    its GPU with the fallback that carries the traffic.
+    Where the factor is back that opened the episode, the other one does not keep it open: a canary may share its GPU
+    with the fallback that carries the traffic, and ask for content that is accepted less.
     """
-    factors = _factors(sample, baseline)
-    if cause is Cause.ACCEPTANCE_COLLAPSE:
-        factors = [factor for factor in factors if factor.ratio_nats < 0 and factor.cause in _DRAFTING] or factors
-    return max(factors, key=lambda factor: factor.ratio_nats, default=None)
+    if evidence is None:
+        return None
+    its_own = _FACTORS_OF.get(cause, ())
+    back = [factor for factor in evidence.factors if factor.nats < 0 and factor.cause in its_own]
+    return max(back or evidence.factors, key=_nats)
 
 
-_DRAFTING = (Cause.ACCEPTANCE_COLLAPSE, Cause.SPECULATION_OFF)
-
-
-class Factor(msgspec.Struct, frozen=True):
-    """What an answer says of one factor of its speed."""
-
-    nats: float
-    ratio_nats: float
-    cause: Cause
-
-
-def _factors(sample: Sample, baseline: Baseline) -> list[Factor]:
-    found = [_acceptance_evidence(sample, baseline), _inflation_evidence(sample, baseline)]
-    known = [factor for factor in found if factor is not None]
-    rate = None if known else _rate_evidence(sample, baseline)
-    return known if rate is None else [rate]
+_FACTORS_OF = {
+    Cause.ACCEPTANCE_COLLAPSE: (Cause.ACCEPTANCE_COLLAPSE, Cause.SPECULATION_OFF),
+    Cause.STEP_INFLATION: (Cause.STEP_INFLATION,),
+}
+_nats = attrgetter("nats")
 
 
 def is_low(sample: Sample, baseline: Baseline) -> bool:
@@ -137,26 +149,28 @@ def is_late(sample: Sample, baseline: Baseline) -> bool:
     return sample.ttft_seconds is not None and bool(usual) and sample.ttft_seconds > max(usual)
 
 
-def _acceptance_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
+def _step_compared(sample: Sample, baseline: Baseline) -> Compared | None:
+    """The step time of the answer beside the healthy one."""
+    timed = step_time_of(sample)
+    if timed is None or baseline.step_seconds.answers < MIN_ANSWERS:
+        return None
+    return baseline.step_seconds.compare(timed)
+
+
+def _acceptance_evidence(sample: Sample, baseline: Baseline, step: Compared | None) -> Factor | None:
     acceptance = acceptance_of(sample)
     if acceptance is None:
         return None
     law = baseline.law_of(acceptance)
     if law.answers < MIN_ANSWERS or (baseline.medians.conditional_acceptance or 0.0) < MIN_ACCEPTANCE:
         return None
-    worst, ratio = law.nats(acceptance, _drag_ratio(sample, baseline))
-    if sample.upper_bound and ratio < 0:
+    # A collapse may slow the steps a little, too.
+    drag_ratio = 1.0 if step is None else baseline.step_seconds.drag_ratio(step)
+    ratios = law.nats(acceptance, drag_ratio)
+    if sample.upper_bound and ratios.collapsed < 0:
         return None
     cause = Cause.SPECULATION_OFF if _speculation_is_off(sample, baseline) else Cause.ACCEPTANCE_COLLAPSE
-    return Factor(max(MIN_EVIDENCE, worst), max(MIN_EVIDENCE, ratio), cause)
-
-
-def _drag_ratio(sample: Sample, baseline: Baseline) -> float:
-    """What the step time adds to the evidence of acceptance: a collapse may slow the steps a little, too."""
-    timed = step_time_of(sample)
-    if timed is None or baseline.step_seconds.answers < MIN_ANSWERS:
-        return 1.0
-    return baseline.step_seconds.drag_ratio(timed)
+    return _drafter_factor(ratios, cause)
 
 
 def _speculation_is_off(sample: Sample, baseline: Baseline) -> bool:
@@ -169,17 +183,28 @@ def _speculation_is_off(sample: Sample, baseline: Baseline) -> bool:
     return expected is not None and sample.step_seconds is not None and sample.step_seconds < OFF_STEP_SHARE * expected
 
 
-def _inflation_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
-    timed = step_time_of(sample)
-    if timed is None or baseline.step_seconds.answers < MIN_ANSWERS:
+def _inflation_evidence(baseline: Baseline, step: Compared | None) -> Factor | None:
+    if step is None:
         return None
-    nats = max(MIN_EVIDENCE, baseline.step_seconds.nats(timed, STEP))
+    nats = max(MIN_EVIDENCE, baseline.step_seconds.slow_nats(step, STEP))
     return Factor(nats, nats, Cause.STEP_INFLATION)
 
 
 def _rate_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
+    """By the acceptance that the rate tells, where enough is known for that; else by the law of rates."""
     timed = token_time_of(sample)
     if timed is None or baseline.token_seconds.answers < MIN_ANSWERS:
         return None
-    nats = max(MIN_EVIDENCE, baseline.token_seconds.nats(timed, RATE))
-    return Factor(nats, nats, Cause.UNKNOWN)
+    told, law = baseline.acceptance_by_step_time(sample), baseline.chain
+    if told is None and baseline.paced.answers >= TRUSTED_ANSWERS:
+        told, law = baseline.paced_acceptance(sample), baseline.paced
+    compared = baseline.token_seconds.compare(timed)
+    if told is None:
+        nats = max(MIN_EVIDENCE, baseline.token_seconds.slow_nats(compared, RATE))
+        return Factor(nats, nats, Cause.UNKNOWN)
+    stalled = 0.0 if sample.stall_removed else STALL_MARGIN * baseline.token_seconds.stall_likelihood(compared)
+    return _drafter_factor(law.nats(told, freak=FREAK + stalled), Cause.UNKNOWN)
+
+
+def _drafter_factor(ratios: LogRatios, cause: Cause) -> Factor:
+    return Factor(max(MIN_EVIDENCE, ratios.collapsed), max(MIN_EVIDENCE, ratios.first), cause)

@@ -15,9 +15,17 @@ import numpy as np
 
 from detector.stats.clocks import Clock, ClockReading
 from detector.stats.cycle_period import Period, period_of
-from detector.stats.run_bet import Bet, bet_on, spend
+from detector.stats.run_bet import spend
 from detector.stats.run_history import RunHistory, RunLaws
-from detector.stats.run_law import HEALTHY_SIGNATURE, bump_cells, memoryless_log_cells, prior_law, typical_length
+from detector.stats.run_law import (
+    HEALTHY_SIGNATURE,
+    WINDOW,
+    memoryless_log_cells,
+    prior_law,
+    scaled_points,
+    typical_length,
+)
+from detector.stats.run_parts import BUMPS, part_cells, safe_log
 from detector.stats.runs import Run
 
 MAX_LOG_E = math.log(1e6)
@@ -95,14 +103,22 @@ class CycleTest:
         """To be stored; a test made from it goes on where this one was."""
         self.runs = RunLaws(self.state.history)
         """The healthy runs, and the laws learned from them."""
-        self._verdict = self._judge()
+        self._verdict: CycleVerdict | None = None
+        self._clock = self._named_clock()
 
     @property
     def verdict(self) -> CycleVerdict:
         """The finding after the last run."""
+        if self._verdict is None:
+            self._verdict = self._judge()
         return self._verdict
 
-    def update(self, run: Run, *, degraded: bool) -> CycleVerdict:
+    @property
+    def clock(self) -> Clock | None:
+        """That of the verdict, known without the rest of it."""
+        return self._clock
+
+    def update(self, run: Run, *, degraded: bool) -> None:
         """Take one complete run in. Degraded runs are no evidence; they are part of the period.
 
         How long a collapse lasts may be fixed (a watchdog, a clock that throttles) while its onset is pure chance.
@@ -110,14 +126,13 @@ class CycleTest:
         state = self.state
         if degraded:
             state.last_degraded = run.actual
-            return self._verdict
+            return
         self._play(run)
         if state.last_degraded is not None:
             state.periods.append(state.last_degraded.plus(run.actual))
             del state.periods[:-MAX_PERIODS]
             state.last_degraded = None
-        self._verdict = self._judge()
-        return self._verdict
+        self._verdict, self._clock = None, self._named_clock()
 
     def restart(self) -> None:
         """The backend was launched anew: the period under way has no end. What was learned stays."""
@@ -126,16 +141,15 @@ class CycleTest:
     def _play(self, run: Run) -> None:
         """Settle the bets on this run, then learn from it."""
         state = self.state
-        ends = {clock: at for clock in Clock if (at := run.ends(clock)) is not None}
+        ends = run.all_ends()
         if not state.stakes:
             shares = {name: share for name, share in BET_WEIGHTS.items() if name == PUBLISHED or Clock(name) in ends}
             state.stakes = {name: share / sum(shares.values()) for name, share in shares.items()}
             state.log_e = dict.fromkeys(shares, 0.0)
-        units = state.history.units
-        bets = {clock.value: bet_on(law, clock, units[clock]) for clock, law in self.runs.current.items()}
-        bets[PUBLISHED] = _PUBLISHED_BET
-        placed = [name for name in state.log_e if name in bets and bets[name].clock in ends]
-        for name, payoff in zip(placed, spend([bets[name] for name in placed], ends), strict=True):
+        laws = {PUBLISHED: (Clock.REQUESTS, _PUBLISHED_LAW)}
+        laws |= {clock.value: (clock, law) for clock, law in self.runs.current.items()}
+        placed = [name for name in state.log_e if name in laws and laws[name][0] in ends]
+        for name, payoff in zip(placed, spend([laws[name] for name in placed], ends), strict=True):
             state.log_e[name] = max(MIN_LOG_E, min(MAX_LOG_E, state.log_e[name] + math.log(payoff)))
         self.runs.add(run)
         state.max_log_e = max(state.max_log_e, math.log(self._e_value()))
@@ -147,9 +161,8 @@ class CycleTest:
         return sum(share * math.exp(self.state.log_e[name]) for name, share in self.state.stakes.items())
 
     def _judge(self) -> CycleVerdict:
-        e_value = self._e_value()
+        e_value, clock = self._e_value(), self._clock
         cyclic = e_value >= self._config.certificate_e_value
-        clock = self._named_clock() if cyclic else None
         periods = _periods(self.state.periods) if cyclic else {}
         verdict: Judgement = "cyclic" if cyclic else "not_cyclic" if self._refuted() else "undetermined"
         return CycleVerdict(
@@ -163,6 +176,8 @@ class CycleTest:
         )
 
     def _named_clock(self) -> Clock | None:
+        if self._e_value() < self._config.certificate_e_value:
+            return None
         ranking = sorted(self.state.history.scores.items(), key=lambda one: one[1], reverse=True)
         if len(ranking) < 2 or ranking[0][1] - ranking[1][1] < math.log(self._config.clock_odds):
             return None
@@ -176,7 +191,7 @@ class CycleTest:
         """
         runs = self.state.history.intervals
         bar = math.log(self._config.certificate_e_value)
-        return bool(runs) and all(_against_cycle(window) >= bar for window in runs.values())
+        return bool(runs) and all(_against_cycle(window[-WINDOW:]) >= bar for window in runs.values())
 
 
 def _periods(gaps: list[ClockReading]) -> dict[Clock, Period]:
@@ -186,11 +201,10 @@ def _periods(gaps: list[ClockReading]) -> dict[Clock, Period]:
 def _against_cycle(intervals: list[tuple[float, float]]) -> float:
     """Log of: likelihood of the memoryless prediction / largest likelihood of a law that would count as a cycle."""
     scale = typical_length(intervals)
-    low, high = np.array(intervals).T / scale
-    broad = high / (1 + high) - low / (1 + low)
-    cyclic = (1 - CLASS_CONTAMINATION) * bump_cells(low, high) + CLASS_CONTAMINATION * broad[:, None]
-    best = float(np.log(np.maximum(cyclic, 1e-300)).sum(axis=0).max())
-    return float(memoryless_log_cells(low, high).sum()) - best
+    cells = np.array(intervals) / scale
+    cyclic = part_cells(cells, CLASS_CONTAMINATION)[:, :BUMPS]
+    best = float(safe_log(cyclic).sum(axis=0).max())
+    return float(memoryless_log_cells(*cells.T).sum()) - best
 
 
-_PUBLISHED_BET: Bet = bet_on(prior_law(6.0, HEALTHY_SIGNATURE, 0.97), Clock.REQUESTS, 1.0)
+_PUBLISHED_LAW = prior_law(6.0, HEALTHY_SIGNATURE, 0.97, scaled_points(6.0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import median
 
 import msgspec
 
@@ -64,25 +63,32 @@ def period_of(gaps: Sequence[ClockReading], clock: Clock) -> Period | None:
     cancel in the sum but for the two ends: half an answer each, over n gaps. The rest is Student's t.
     """
     kept = usual_gaps(gaps, clock)
-    if len(kept) < 2:
+    count = len(kept)
+    if count < 2:
         return None
-    lengths = [length for gap in kept if (length := gap.on(clock)) is not None]
-    count = len(lengths)
+    lengths = [length for gap in kept if (length := getattr(gap, clock)) is not None]
     estimate = sum(lengths) / count
-    variance = sum((length - estimate) ** 2 for length in lengths) / (count - 1)
-    answers = [length / gap.requests for gap, length in zip(kept, lengths, strict=True) if gap.requests]
-    # An onset is only known to within the answer it fell into.
-    rounding = 0.0 if clock is Clock.REQUESTS or not answers else sum(answers) / len(answers) / count
+    variance = sum([(length - estimate) ** 2 for length in lengths]) / (count - 1)
+    rounding = 0.0
+    if clock is not Clock.REQUESTS:
+        answers = [length / gap.requests for gap, length in zip(kept, lengths, strict=True) if gap.requests]
+        rounding = sum(answers) / len(answers) / count if answers else 0.0
     spread = T_QUANTILES[min(count - 1, len(T_QUANTILES)) - 1] * math.sqrt(variance / count) + rounding
     return Period(estimate=estimate, low=max(0.0, estimate - spread), high=estimate + spread)
 
 
 def usual_gaps(gaps: Sequence[ClockReading], clock: Clock) -> list[ClockReading]:
     """The gaps that this clock knows, without those that come from onsets that were missed or invented."""
-    lengths = [(length, gap) for gap in gaps if (length := gap.on(clock)) is not None and length > 0]
-    if not lengths:
+    known = [gap for gap in gaps if getattr(gap, clock)]
+    if not known:
         return []
-    middle = median(length for length, _ in lengths)
-    usual = OUTLIER_DEVIATIONS * 1.4826 * median(abs(length - middle) for length, _ in lengths)
+    lengths = [getattr(gap, clock) for gap in known]
+    middle = _median(lengths)
+    usual = OUTLIER_DEVIATIONS * 1.4826 * _median([abs(length - middle) for length in lengths])
     low, high = min(middle / OUTLIER_FACTOR, middle - usual), max(middle * OUTLIER_FACTOR, middle + usual)
-    return [gap for length, gap in lengths if low <= length <= high]
+    return [gap for gap, length in zip(known, lengths, strict=True) if low <= length <= high]
+
+
+def _median(values: list[float]) -> float:
+    values = sorted(values)
+    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2

@@ -71,24 +71,36 @@ class Regime:
         """Probability that the last answer was degraded."""
         return min(1.0, sum(one.probability for one in self.state.beginnings if one.degraded))
 
-    def update(self, evidence_nats: float, advance: ClockReading) -> float:
-        """Take one answer in; returns ``degraded_probability``.
+    def update(self, evidence_nats: float, advance: ClockReading) -> None:
+        """Take one answer in.
 
         evidence_nats: log of P(what was seen | degraded) / P(what was seen | healthy); 0 where nothing was seen.
         advance: what the answer added to the clocks.
         """
         weight = math.exp(max(-MAX_NATS, min(MAX_NATS, evidence_nats)))
-        after: list[Beginning] = []
-        turned = {False: 0.0, True: 0.0}
+        stays: list[float] = []
+        onset = recovery = 0.0
         for one in self.state.beginnings:
-            turn = self._durations(one.degraded).turn_probability(one.elapsed, advance)
-            turned[not one.degraded] += one.probability * turn
-            stays = one.probability * (1 - turn) * (weight if one.degraded else 1.0)
-            after.append(Beginning(degraded=one.degraded, probability=stays, elapsed=one.elapsed.plus(advance)))
-        after.append(Beginning(degraded=True, probability=turned[True] * weight, elapsed=ZERO))
-        after.append(Beginning(degraded=False, probability=turned[False], elapsed=ZERO))
-        self.state.beginnings = _kept(after)
-        return self.degraded_probability
+            probability = one.probability
+            if one.degraded:
+                turn = self._degraded.turn_probability(one.elapsed, advance)
+                recovery += probability * turn
+                stays.append(probability * (1 - turn) * weight)
+            else:
+                turn = self._healthy.turn_probability(one.elapsed, advance)
+                onset += probability * turn * weight
+                stays.append(probability * (1 - turn))
+        bar = NEGLIGIBLE * (sum(stays) + onset + recovery)
+        after = [
+            Beginning(degraded=one.degraded, probability=stay, elapsed=one.elapsed.plus(advance))
+            for one, stay in zip(self.state.beginnings, stays, strict=True)
+            if stay >= bar
+        ]
+        if onset >= bar:
+            after.append(Beginning(degraded=True, probability=onset, elapsed=ZERO))
+        if recovery >= bar:
+            after.append(Beginning(degraded=False, probability=recovery, elapsed=ZERO))
+        self.state.beginnings = _normalised(after)
 
     def onset_probability(self, advance: ClockReading) -> float:
         """Probability that the backend is healthy now and collapses while the clocks advance by this much."""
@@ -100,12 +112,13 @@ class Regime:
 
     def next_degraded_probability(self, advance: ClockReading) -> float:
         """Probability that the next answer is degraded; ``advance`` is what it will probably add to the clocks."""
-        stays = sum(
-            one.probability * (1 - self._degraded.turn_probability(one.elapsed, advance))
-            for one in self.state.beginnings
-            if one.degraded
-        )
-        return stays + self.onset_probability(advance)
+        probability = 0.0
+        for one in self.state.beginnings:
+            if one.degraded:
+                probability += one.probability * (1 - self._degraded.turn_probability(one.elapsed, advance))
+            else:
+                probability += one.probability * self._healthy.turn_probability(one.elapsed, advance)
+        return probability
 
     def degraded_within(self, advance: ClockReading) -> float:
         """Probability that the backend is degraded now or collapses while the clocks advance by this much.
@@ -121,6 +134,10 @@ class Regime:
             durations.runs.add(run)
         durations.refresh()
 
+    def begin(self, *, degraded: bool, elapsed: ClockReading) -> None:
+        """Go on from a phase that is known, and from what the clocks did since its first answer."""
+        self.state.beginnings = [Beginning(degraded=degraded, probability=1.0, elapsed=elapsed)]
+
     def restart(self) -> None:
         """The backend was launched anew: healthy, for all that is known. What was learned stays."""
         self.state.beginnings = RegimeState().beginnings
@@ -134,13 +151,18 @@ class Durations:
 
     def __init__(self, runs: RunLaws, signature: dict[float, float], prior_requests: float) -> None:
         self.runs, self._signature, self._prior_requests = runs, signature, prior_requests
-        self.refresh()
+        self._laws: list[tuple[str, RunLaw, float]] | None = None
+        """Name and weight of each clock that matters; worked out when they are asked for."""
+        self._mixed_of: RunLaw | None = None
+        self._mixed: RunLaw
 
     def turn_probability(self, elapsed: ClockReading, advance: ClockReading) -> float:
         """Probability that the phase ends while the clocks advance, given that it lasted until now."""
         ends = lasts = 0.0
+        if self._laws is None:
+            self._laws = self._weighted_laws()
         for clock, law, weight in self._laws:
-            since, more = elapsed.on(clock), advance.on(clock)
+            since, more = getattr(elapsed, clock), getattr(advance, clock)
             if since is None or more is None:
                 continue
             below = law.below(since)
@@ -157,31 +179,35 @@ class Durations:
 
     def refresh(self) -> None:
         """There may be more runs."""
+        self._laws = None
+
+    def _weighted_laws(self) -> list[tuple[str, RunLaw, float]]:
         history, laws = self.runs.history, dict(self.runs.current)
-        requests = history.intervals.get(Clock.REQUESTS)
-        laws[Clock.REQUESTS] = (
-            with_signature(laws[Clock.REQUESTS], requests, self._signature)
-            if requests
-            else prior_law(self._prior_requests, self._signature)
-        )
+        requests = laws.get(Clock.REQUESTS)
+        if requests is None:
+            laws[Clock.REQUESTS] = prior_law(self._prior_requests, self._signature)
+        else:
+            if requests is not self._mixed_of:
+                self._mixed_of = requests
+                self._mixed = with_signature(requests, history.learned(Clock.REQUESTS), self._signature)
+            laws[Clock.REQUESTS] = self._mixed
         scores = {clock: CLOCK_PRIOR[clock] + history.scores.get(clock, 0.0) for clock in laws}
         best = max(scores.values())
         weights = {clock: math.exp(score - best) for clock, score in scores.items()}
         total = sum(weights.values())
-        self._laws: list[tuple[Clock, RunLaw, float]] = [
-            (clock, law, weights[clock] / total)
+        return [
+            (clock.value, law, weights[clock] / total)
             for clock, law in laws.items()
             if weights[clock] > NEGLIGIBLE or clock is Clock.REQUESTS
         ]
 
 
-def _kept(beginnings: list[Beginning]) -> list[Beginning]:
-    """The probable ones, summing to 1."""
-    total = sum(one.probability for one in beginnings)
-    likely = [one for one in beginnings if one.probability >= NEGLIGIBLE * total]
-    likely.sort(key=lambda one: one.probability, reverse=True)
-    kept = likely[:MAX_BEGINNINGS]
-    share = sum(one.probability for one in kept)
-    for one in kept:
+def _normalised(beginnings: list[Beginning]) -> list[Beginning]:
+    """The most probable ones, summing to 1."""
+    if len(beginnings) > MAX_BEGINNINGS:
+        beginnings.sort(key=lambda one: one.probability, reverse=True)
+        del beginnings[MAX_BEGINNINGS:]
+    share = sum([one.probability for one in beginnings])
+    for one in beginnings:
         one.probability /= share
-    return kept
+    return beginnings

@@ -1,4 +1,4 @@
-"""One bet on where a healthy run ends, that nobody can win on average while collapses come without a cycle.
+"""Bets on where a healthy run ends, that nobody can win on average while collapses come without a cycle.
 
 "Without a cycle" means: on at least one clock, the run's length has a density that never rises. Such a law is a
 mixture of uniform laws on (0, m], so a payoff that, averaged from 0 to m, never exceeds 1 has expectation at most 1.
@@ -6,91 +6,113 @@ mixture of uniform laws on (0, m], so a payoff that, averaged from 0 to m, never
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from operator import mul
 
 import numpy as np
 
 from detector.stats.clocks import Clock
-from detector.stats.run_law import Array, RunLaw
+from detector.stats.run_law import TABLE, RunLaw
+from detector.stats.run_parts import Array
 
-MAX_GRID = 512
-REACH = 8.0
-"""The bet is planned up to so many times the median length; beyond it pays 1."""
-
-
-class Bet(NamedTuple):
-    """A law of the run's length on one clock, and its projection on the laws without a cycle."""
-
-    clock: Clock
-    law: RunLaw
-    step: float
-    """Width of the projection's grid, in units of the clock."""
-    projected: Array
-    """Distribution function of the projection at the multiples of ``step``, from 0."""
-
-    def payoffs(self, ends: Array) -> Array:
-        """For each cell that ends here, what the bet would pay, with no other clock to mind, if the run ended in it."""
-        below = self.law.below_all(ends)
-        expected = np.interp(ends, self.step * np.arange(len(self.projected)), self.projected)
-        last = (len(self.projected) - 1) * self.step
-        if ends[-1] > last:
-            expected = np.where(ends > last, self.projected[-1] + below - self.law.below(last), expected)
-        likely, chance = np.diff(below, prepend=0.0), np.diff(expected, prepend=0.0)
-        return np.asarray(np.maximum(likely, 1e-12) / np.maximum(chance, 1e-12))
+_PER_LENGTH: Array = 1 / TABLE[1:]
+_PER_WIDTH: Array = 1 / np.diff(TABLE)
+_POINTS = np.arange(len(TABLE))
+_ROUNDING = 1e-9
 
 
-def bet_on(law: RunLaw, clock: Clock, unit: float) -> Bet:
-    """The bet of this law; ``unit`` is the usual advance of one answer, at which the law is looked at.
-
-    The projection (Kullback-Leibler, on non-increasing densities) is the slope of the least concave majorant of the
-    distribution function: Grenander 1956. Law / projection is the growth-optimal e-value (Gruenwald, de Heide, Koolen
-    2024, arXiv 1906.07801).
-    """
-    middle = law.points.values[int(law.cumulative.searchsorted(0.5, side="right")) - 1] or unit
-    points = min(MAX_GRID, max(8, math.ceil(REACH * middle / unit)))
-    step = unit * max(1, math.ceil(REACH * middle / unit / points))
-    return Bet(clock, law, step, concave_majorant(law.below_all(step * np.arange(points + 1.0))))
-
-
-def concave_majorant(values: Array) -> Array:
-    """Least concave majorant of equally spaced values, by pooling adjacent violators."""
-    totals: list[float] = []
-    counts: list[int] = []
-    for rise in np.diff(values).tolist():
-        total, count = rise, 1
-        while totals and totals[-1] * count <= total * counts[-1]:
-            total, count = total + totals.pop(), count + counts.pop()
-        totals.append(total)
-        counts.append(count)
-    slopes = np.repeat(np.array(totals) / counts, counts)
-    return np.asarray(values[0] + np.concatenate([[0.0], np.cumsum(slopes)]), dtype=np.float64)
-
-
-def spend(bets: Sequence[Bet], ends: dict[Clock, list[float]]) -> list[float]:
-    """Payoff of each bet on a run whose cells end at these points of each clock: e-values.
+def spend(bets: Sequence[tuple[Clock, RunLaw]], ends: dict[Clock, list[float]]) -> list[float]:
+    """Payoff of each bet, a law of the run's length on one clock (of the common table), on a run whose cells end at
+    these points of each clock: e-values.
 
     Every bet keeps an account on every clock: a cell pays its width in, and what the bet would pay there, times the
     width, is taken out. No account may be overdrawn, so the payoff averages at most 1 over (0, m] on every clock. It
     depends on the cells up to that one only, not on what would have come after.
     """
-    by_clock = [[end - begin for begin, end in pairwise([0.0, *points])] for points in ends.values()]
-    widths = list(zip(*by_clock, strict=True))
-    return [max(_last_payoff(bet.payoffs(np.array(ends[bet.clock])).tolist(), widths), 1e-12) for bet in bets]
+    project([law for _, law in bets])
+    widths = [[end - begin for begin, end in pairwise([0.0, *points])] for points in ends.values()]
+    return [max(_last_payoff(_plan(law, ends[clock]), widths), 1e-12) for clock, law in bets]
 
 
-def _last_payoff(wanted: list[float], widths: list[tuple[float, ...]]) -> float:
-    payoff, accounts = 1.0, [0.0] * len(widths[0])
-    for payoff, cell in zip(wanted, widths, strict=True):
+def _plan(law: RunLaw, ends: list[float]) -> list[float]:
+    """For each cell that ends here, what the bet would pay, with no other clock to mind, if the run ended in it:
+    law / projection, the growth-optimal e-value (Gruenwald, de Heide, Koolen 2024, arXiv 1906.07801).
+    """
+    lengths, cumulative, projected = law.points.values, law.values, law.projected
+    last, payoffs = len(lengths) - 1, []
+    below = expected = 0.0
+    for end in ends:
+        if end < lengths[-1]:
+            at = min(bisect_right(lengths, end), last)
+            share = (end - lengths[at - 1]) / (lengths[at] - lengths[at - 1])
+            now = cumulative[at - 1] + share * (cumulative[at] - cumulative[at - 1])
+            then = projected[at - 1] + share * (projected[at] - projected[at - 1])
+        else:  # beyond the table both go on alike, and the bet pays 1
+            now = law.below(end)
+            then = projected[-1] - cumulative[-1] + now
+        payoffs.append(max(now - below, 1e-12) / max(then - expected, 1e-12))
+        below, expected = now, then
+    return payoffs
+
+
+def _last_payoff(planned: list[float], widths: list[list[float]]) -> float:
+    """What is paid in the last cell, where the bet is to pay this in each cell, of these widths on each clock."""
+    if planned[-1] <= 1:
+        return planned[-1]
+    # Up to the first cell that would pay more than 1 there is nothing to mind.
+    first = next(at for at, payoff in enumerate(planned) if payoff > 1)
+    gains = [1 - payoff for payoff in planned[:first]]
+    accounts = [sum(map(mul, gains, clock)) for clock in widths]
+    for at in range(first, len(planned)):
+        payoff, cell = planned[at], [clock[at] for clock in widths]
         if payoff > 1:
             for account, width in zip(accounts, cell, strict=True):
-                if payoff * width > width + account:
+                if (payoff - 1) * width > account:
                     payoff = 1 + account / width
         gain = 1 - payoff
         # The largest payoff that an account allows may overdraw it by a rounding error.
-        accounts = [account + width * gain for account, width in zip(accounts, cell, strict=True)]
-        if gain < 0:
-            accounts = [max(0.0, account) for account in accounts]
+        accounts = [max(0.0, account + width * gain) for account, width in zip(accounts, cell, strict=True)]
     return payoff
+
+
+def project(laws: Sequence[RunLaw]) -> None:
+    """Projection (Kullback-Leibler) of each law on the non-increasing densities: the least concave majorant of its
+    distribution function (Grenander 1956). It is kept with the law."""
+    fresh = [law for law in laws if not law.projected]
+    if fresh:
+        majorants = _majorants(np.array([law.cumulative for law in fresh])).tolist()
+        for law, projected in zip(fresh, majorants, strict=True):
+            law.projected = projected
+
+
+def _majorants(cumulative: Array) -> Array:
+    """``concave_majorant`` of distribution functions (rows) on the common table.
+
+    It begins with the steepest line from 0. Most laws are concave from where that line touches them.
+    """
+    slopes = cumulative[:, 1:] * _PER_LENGTH
+    touch = slopes.argmax(axis=1)[:, None] + 1
+    found = np.where(touch >= _POINTS, slopes.max(axis=1)[:, None] * TABLE, cumulative)
+    densities = (found[:, 1:] - found[:, :-1]) * _PER_WIDTH
+    for row in np.flatnonzero((densities[:, 1:] > densities[:, :-1] * (1 + _ROUNDING) + _ROUNDING).any(axis=1)):
+        begin = touch[row, 0]
+        found[row, begin:] = concave_majorant(TABLE[begin:], cumulative[row, begin:])
+    return np.asarray(found)
+
+
+def concave_majorant(points: Array, values: Array) -> Array:
+    """Least concave majorant of values at ascending points, by pooling adjacent violators."""
+    rises: list[float] = []
+    widths: list[float] = []
+    counts: list[int] = []
+    for rise, width in zip(np.diff(values).tolist(), np.diff(points).tolist(), strict=True):
+        count = 1
+        while rises and rises[-1] * width <= rise * widths[-1]:
+            rise, width, count = rise + rises.pop(), width + widths.pop(), count + counts.pop()
+        rises.append(rise)
+        widths.append(width)
+        counts.append(count)
+    slopes = np.repeat(np.array(rises) / np.array(widths), counts)
+    return np.asarray(values[0] + np.concatenate([[0.0], np.cumsum(slopes * np.diff(points))]), dtype=np.float64)

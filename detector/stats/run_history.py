@@ -7,11 +7,15 @@ import math
 import msgspec
 
 from detector.stats.clocks import Clock
-from detector.stats.run_law import WINDOW, Interval, RunLaw, RunWindow, learn_laws
+from detector.stats.run_law import WINDOW, RunLaw, RunWindow, keep_up, learn_laws
+from detector.stats.run_parts import Interval
 from detector.stats.runs import Run
 
 SCORE_FORGETTING = 0.97
 """Weight of a run's score relative to the run after it."""
+LEARNED_ONE_BY_ONE = 12
+LEARNED_TOGETHER = 4
+"""Laws are learned anew after each of the first runs, then after every fourth: one more run changes them little."""
 
 
 class RunHistory(msgspec.Struct, kw_only=True):
@@ -21,31 +25,30 @@ class RunHistory(msgspec.Struct, kw_only=True):
     """
 
     intervals: dict[Clock, list[Interval]] = {}
-    units: dict[Clock, float] = {}
-    """Running mean of a cell's advance on each clock."""
+    """The last runs, the oldest first; as many as laws are learned from and as may wait for that."""
+    waiting: dict[Clock, int] = {}
+    """How many of them, the last ones, the laws in force do not know."""
     scores: dict[Clock, float] = {}
     """Sum of the log probabilities that a clock gave to the cells in which the runs ended."""
     count: int = 0
 
-    def add(self, run: Run, laws: dict[Clock, RunLaw]) -> list[Clock]:
-        """Take a run in; ``laws`` are those that were in force before it (``RunLaws`` sees to that). Returns the clocks
-        that know it.
-        """
+    def add(self, run: Run, laws: dict[Clock, RunLaw]) -> None:
+        """Take a run in; ``laws`` are those that were in force before it (``RunLaws`` sees to that)."""
         self.count += 1
-        ends = {clock: run.ends(clock) for clock in Clock}
-        self._score({clock: at for clock, at in ends.items() if at is not None}, laws)
-        known = []
+        ends = run.all_ends()
+        self._score(ends, laws)
         for clock, at in ends.items():
-            if at is None or at[-1] <= 0:
+            if at[-1] <= 0:
                 continue
-            interval = (at[-2] if len(at) > 1 else 0.0, at[-1])
             window = self.intervals.setdefault(clock, [])
-            window.append(interval)
-            del window[:-WINDOW]
-            unit = at[-1] / len(at)
-            self.units[clock] = self.units.get(clock, unit) + (unit - self.units.get(clock, unit)) / len(window)
-            known.append(clock)
-        return known
+            window.append((at[-2] if len(at) > 1 else 0.0, at[-1]))
+            del window[: -WINDOW - LEARNED_TOGETHER]
+            self.waiting[clock] = self.waiting.get(clock, 0) + 1
+
+    def learned(self, clock: Clock) -> list[Interval]:
+        """The runs that the law in force was learned from."""
+        window = self.intervals.get(clock, [])
+        return window[: len(window) - self.waiting.get(clock, 0)][-WINDOW:]
 
     def _score(self, ends: dict[Clock, list[float]], laws: dict[Clock, RunLaw]) -> None:
         found = {
@@ -65,7 +68,8 @@ class RunLaws:
     def __init__(self, history: RunHistory) -> None:
         self.history = history
         """To be stored; laws made from it are those that were in force."""
-        self._windows = {clock: RunWindow(runs) for clock, runs in history.intervals.items()}
+        self._windows: dict[Clock, RunWindow] = {}
+        self._keep_up({clock: WINDOW for clock in history.intervals if history.learned(clock)})
         self._current: dict[Clock, RunLaw] | None = None
 
     @property
@@ -77,10 +81,16 @@ class RunLaws:
 
     def add(self, run: Run) -> None:
         """Take a run in."""
-        for clock in self.history.add(run, self.current):
-            runs = self.history.intervals[clock]
-            if clock in self._windows:
-                self._windows[clock].follow(runs)
-            else:
-                self._windows[clock] = RunWindow(runs)
+        self.history.add(run, self.current)
+        if self.history.count <= LEARNED_ONE_BY_ONE or self.history.count % LEARNED_TOGETHER == 0:
+            self.learn()
+
+    def learn(self) -> None:
+        """Learn from the runs that wait for it."""
+        waiting, self.history.waiting = self.history.waiting, {}
+        self._keep_up(waiting)
         self._current = None
+
+    def _keep_up(self, new: dict[Clock, int]) -> None:
+        windows = [self._windows.setdefault(clock, RunWindow()) for clock in new]
+        keep_up(windows, [self.history.learned(clock) for clock in new], list(new.values()))

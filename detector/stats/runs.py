@@ -6,6 +6,8 @@ one for each answer in it, the one that ended it included; so the end of the pha
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import msgspec
 
 from detector.stats.clocks import ZERO, Advance, Clock, ClockReading
@@ -24,14 +26,14 @@ class Run(msgspec.Struct, frozen=True):
 
     def ends(self, clock: Clock) -> list[float] | None:
         """Where each cell ends on this clock, counted from the run's beginning; None where a cell is unknown."""
-        total, ends = 0.0, []
-        for cell in self.cells:
-            advance = cell.on(clock)
-            if advance is None:
-                return None
-            total += advance
-            ends.append(total)
-        return ends
+        return self.all_ends().get(clock)
+
+    def all_ends(self) -> dict[Clock, list[float]]:
+        """``ends`` on every clock that knows all cells."""
+        columns = zip(*[msgspec.structs.astuple(cell) for cell in self.cells], strict=True)
+        return {
+            clock: list(accumulate(column)) for clock, column in zip(Clock, columns, strict=True) if None not in column
+        }
 
 
 class Cell(msgspec.Struct, kw_only=True, array_like=True):
@@ -65,9 +67,21 @@ class RunRecorder(msgspec.Struct, kw_only=True):
             self.remainder = advance
             return
         self.cells.append(Cell(request=request, advance=advance))
-        if len(self.cells) > MAX_CELLS:
+        if len(self.cells) <= MAX_CELLS:
+            return
+        if not self.whole:
+            del self.cells[0]  # it will be no run; a change of phase lies a few answers back at most
+        else:
             old, young = self.cells[: MAX_CELLS // 2], self.cells[MAX_CELLS // 2 :]
             self.cells = [_joined(*old[at : at + 2]) for at in range(0, len(old), 2)] + young
+
+    @property
+    def elapsed(self) -> ClockReading:
+        """What the clocks did since the first answer of this phase."""
+        elapsed = ZERO
+        for cell in self.cells:
+            elapsed = elapsed.plus(cell.advance.clocks)
+        return elapsed
 
     def turn(self, first_request: int) -> Run | None:
         """Close the run at the first answer of a new phase, and begin the next one after it.

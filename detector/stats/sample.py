@@ -12,6 +12,10 @@ MIN_JUDGED_TOKENS = 16
 """An answer that the client broke off before this many tokens is not judged."""
 ASSUMED_STEPS = 100
 """Verify steps (or tokens) of an answer whose length is unknown, for the weight of its evidence."""
+ROUNDING = 1e-7
+"""A chain's acceptance is worked out to this; nearer to 1 the sum of its powers is known too badly."""
+MAX_NEWTON_STEPS = 50
+"""Six are enough for any K in use."""
 MAX_GAP_SHARE = 0.9
 """A single gap longer than this share of the decode time leaves too little to time the rest by."""
 
@@ -36,6 +40,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Without the longest gap, so that one stall does not read as slow steps."""
     decode_tokens_per_second: float | None = None
     """Without the longest gap, too."""
+    stall_removed: bool = False
+    """The longest gap was known: no stall is part of these times."""
     tokens: float | None = None
     decode_seconds: float | None = None
     """Longest gap included."""
@@ -82,6 +88,7 @@ def sample_of(observation: Observation) -> Sample | None:
         verify_steps=steps,
         step_seconds=None if step_seconds is None or moving is None else step_seconds * moving * _others(steps, gap),
         decode_tokens_per_second=None if rate is None or moving is None else rate / moving,
+        stall_removed=gap is not None,
         tokens=tokens,
         decode_seconds=decode_seconds,
         ttft_seconds=_positive(observation.ttft_seconds),
@@ -92,7 +99,7 @@ def sample_of(observation: Observation) -> Sample | None:
 def chain_acceptance(accepted_per_step: float, chain_length: int | None) -> float:
     """Conditional acceptance p of a chain of drafted positions that yields this many accepted tokens a step.
 
-    p solves accepted = p + p^2 + ... + p^K = p (1 - p^K) / (1 - p), by bisection to 1e-6.
+    p solves accepted = p + p^2 + ... + p^K = p (1 - p^K) / (1 - p), by Newton's method to 1e-6.
     """
     if accepted_per_step <= 0:
         return 0.0
@@ -100,12 +107,17 @@ def chain_acceptance(accepted_per_step: float, chain_length: int | None) -> floa
         return accepted_per_step / (1 + accepted_per_step)
     if accepted_per_step >= chain_length:
         return 1.0
-    low, high = 0.0, 1.0
-    for _ in range(20):
-        middle = (low + high) / 2
-        accepted = middle * (1 - middle**chain_length) / (1 - middle)
-        low, high = (middle, high) if accepted < accepted_per_step else (low, middle)
-    return (low + high) / 2
+    # The sum is convex in p, and at least p as well as K p^((K+1)/2): from this end Newton's steps only go down.
+    p: float = min(accepted_per_step, (accepted_per_step / chain_length) ** (2 / (chain_length + 1)))
+    for _ in range(MAX_NEWTON_STEPS):
+        p = min(p, 1 - ROUNDING)
+        full = p**chain_length
+        off = p * (1 - full) / (1 - p) - accepted_per_step
+        step = off * (1 - p) ** 2 / (1 - (chain_length + 1 - chain_length * p) * full)
+        p -= step
+        if step < ROUNDING:
+            break
+    return min(1.0, p)
 
 
 def _conditional_acceptance(
@@ -134,4 +146,4 @@ def _others(steps: float | None, gap: float | None) -> float:
 
 
 def _positive(number: float | None) -> float | None:
-    return float(number) if number is not None and math.isfinite(number) and number > 0 else None
+    return float(number) if number is not None and 0 < number < math.inf else None

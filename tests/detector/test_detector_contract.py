@@ -9,7 +9,7 @@ import pytest
 from contract_detector import CONTRACT, Adapter
 from watch_traffic import CHAT, CODE, DEAD, PROSE, Clock
 
-from detector.stats.collapse import EDetector, Evidence
+from detector.stats.collapse import EDetector, Evidence, Factor
 from detector.stats.stream import StreamRule, stream_model
 from detector.verdict import Cause
 from detector.watch import Watch, WatchConfig
@@ -41,15 +41,13 @@ def restored_watch(snapshot):
 
 def evidence(count, seed):
     rng = random.Random(seed)
-    return [
-        Evidence(
-            rng.uniform(-6, 2) if rng.random() < 0.9 else None,
-            rng.uniform(-6, 2) if rng.random() < 0.9 else None,
-            rng.uniform(-6, 2),
-            Cause.ACCEPTANCE_COLLAPSE,
-        )
-        for _ in range(count)
-    ]
+
+    def factor():
+        if rng.random() >= 0.9:
+            return None
+        return Factor(rng.uniform(-6, 2), rng.uniform(-6, 2), Cause.ACCEPTANCE_COLLAPSE)
+
+    return [Evidence(factor(), factor()) for _ in range(count)]
 
 
 def step_tokens(count, seed):
@@ -76,7 +74,7 @@ ADAPTERS = (
         snapshot=msgspec.msgpack.encode,
         restore=lambda snapshot: msgspec.msgpack.decode(snapshot, type=EDetector),
         things=evidence,
-        odd=[Evidence(None, None, 0.0, Cause.UNKNOWN)],
+        odd=[Evidence(None, None)],
         settled_after=10,
     ),
     Adapter(

@@ -76,7 +76,7 @@ def test_only_the_last_episodes_are_kept():
     [
         ([], 1 / 2),
         ([Cause.ACCEPTANCE_COLLAPSE] * 8, 9 / 10),
-        ([Cause.STEP_INFLATION] * 30, 1 / 12),
+        ([Cause.STEP_INFLATION] * 30, 1 / 22),
         ([Cause.SPECULATION_OFF, Cause.STEP_INFLATION, Cause.UNKNOWN], 1 / 2),
     ],
 )

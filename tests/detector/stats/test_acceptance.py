@@ -28,7 +28,7 @@ def learned(*accepted, times=40, tokens=500.0):
 
 
 def evidence(law, accepted, tokens=500.0):
-    return law.nats(answer(accepted, tokens))[0]
+    return law.nats(answer(accepted, tokens)).collapsed
 
 
 def _accepted(rng, steps, deviation):
@@ -119,10 +119,9 @@ def test_the_ends_of_the_range_are_fine(share, positions):
     law = AcceptanceLaw()
     for _ in range(5):
         law.learn(Acceptance(share, positions, 100.0))
-    worst, ratio = law.nats(Acceptance(share, positions, 100.0))
-    assert worst <= ratio
-    assert math.isfinite(worst)
-    assert worst < 2
+    ratios = law.nats(Acceptance(share, positions, 100.0))
+    assert all(math.isfinite(ratio) for ratio in ratios)
+    assert max(ratios.collapsed, ratios.first) < 2
 
 
 @settings(max_examples=30, deadline=None)
@@ -147,8 +146,32 @@ def test_the_mean_e_value_of_learned_content_is_at_most_one(content, tokens, see
 
     for _ in range(40):
         law.learn(one())
-    mean = sum(math.e ** law.nats(one())[0] for _ in range(60)) / 60
-    assert mean < 1
+    ratios = [law.nats(one()) for _ in range(60)]
+    assert sum(math.e**one.collapsed for one in ratios) / 60 < 1
+    assert sum(math.e**one.first for one in ratios) / 60 < 1
+
+
+def test_an_answer_in_which_a_collapse_begins_is_evidence_as_the_first_one():
+    """A 4.5 and then 1.3, half of the tokens each: 2.0 in all, which is neither."""
+    law = learned(3.5, times=100)
+    mixed = 1 / (0.5 / 4.5 + 0.5 / 1.3) - 1
+    ratios = law.nats(answer(mixed))
+    assert ratios.first > ratios.collapsed + 0.4
+    whole = law.nats(answer(0.3))
+    assert whole.collapsed - 2 < whole.first < whole.collapsed
+    assert law.nats(answer(3.5)).first < 0
+
+
+def test_what_else_an_answer_says_counts_for_its_beginning_too():
+    law = learned(3.5, times=100)
+    plain, more, less = (law.nats(answer(1.5, 100.0), ratio) for ratio in (1.0, 3.0, 0.3))
+    assert less.first < plain.first < more.first
+    assert less.collapsed < plain.collapsed < more.collapsed
+
+
+def test_freaks_bound_the_evidence_of_one_answer():
+    ratios = learned(3.5, times=100).nats(answer(0.1, 5000.0), freak=0.01)
+    assert max(ratios) <= math.log(100)
 
 
 def test_the_law_survives_a_snapshot():
@@ -169,7 +192,7 @@ def test_the_first_position_says_no_more_than_all_positions_do():
         by_all.learn(Acceptance(share, 8, 400.0, 8))
     dead = chain_acceptance(0.3, 8)
     first, every = by_first.nats(Acceptance(dead, 1, 100.0, 8)), by_all.nats(Acceptance(dead, 8, 100.0, 8))
-    assert first[0] < every[0] + 0.5
+    assert first.collapsed < every.collapsed + 0.5
 
 
 def wander_odds(wanders):

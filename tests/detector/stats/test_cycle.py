@@ -31,10 +31,10 @@ def after(healthy_lengths, config=None, degraded=4):
 def watched(name, seed, cycles):
     test = CycleTest()
     for run, degraded in runs((CYCLES | NULLS)[name], np.random.default_rng(seed)):
-        verdict = test.update(run, degraded=degraded)
+        test.update(run, degraded=degraded)
         if not degraded:
-            yield verdict
-        if verdict.runs >= cycles:
+            yield test.verdict
+        if test.verdict.runs >= cycles:
             return
 
 

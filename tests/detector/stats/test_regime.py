@@ -33,6 +33,11 @@ def test_without_evidence_a_backend_is_probably_healthy():
     assert regime.degraded_probability < 0.02
 
 
+def after(regime, nats, advance=ANSWER):
+    regime.update(nats, advance)
+    return regime.degraded_probability
+
+
 def collapsed(regime):
     for _ in range(4):
         regime.update(CLEAR, ANSWER)
@@ -41,9 +46,9 @@ def collapsed(regime):
 
 def test_evidence_moves_the_probability_and_one_answer_never_settles_it():
     regime = Regime()
-    assert 0.5 < regime.update(CLEAR, ANSWER) < 0.9
-    assert regime.update(CLEAR, ANSWER) > 0.99
-    assert regime.update(-1e9, ANSWER) < 0.1
+    assert 0.5 < after(regime, CLEAR) < 0.9
+    assert after(regime, CLEAR) > 0.99
+    assert after(regime, -1e9) < 0.1
     assert regime.degraded_probability > 0
 
 
@@ -118,6 +123,19 @@ def test_a_launch_forgets_the_phase_and_keeps_what_was_learned():
     assert regime.state.healthy_runs.count == 6
 
 
+def test_a_filter_that_begins_in_a_known_phase_soon_says_what_one_that_saw_it_come_says():
+    saw, begun = learned(), learned()
+    for degraded in [False] * 8 + [True] * 2:
+        saw.update(CLEAR if degraded else -CLEAR, ANSWER)
+    begun.begin(degraded=True, elapsed=ANSWER)
+    assert begun.degraded_probability == 1
+    for degraded in [True, False, False, False]:
+        for regime in (saw, begun):
+            regime.update(CLEAR if degraded else -CLEAR, ANSWER)
+    assert begun.onset_probability(ANSWER.times(4)) == pytest.approx(saw.onset_probability(ANSWER.times(4)), abs=0.01)
+    assert begun.next_degraded_probability(ANSWER) == pytest.approx(saw.next_degraded_probability(ANSWER), abs=0.01)
+
+
 advances = st.builds(
     ClockReading,
     requests=st.just(1.0),
@@ -133,9 +151,9 @@ advances = st.builds(
 def test_probabilities_stay_probabilities_and_storage_changes_nothing(answers):
     straight, stored = learned(), learned()
     for nats, advance in answers:
-        chance = straight.update(nats, advance)
+        chance = after(straight, nats, advance)
         stored = Regime(msgspec.msgpack.decode(msgspec.msgpack.encode(stored.state), type=RegimeState))
-        assert stored.update(nats, advance) == chance
+        assert after(stored, nats, advance) == chance
         assert 0 <= chance <= 1.000001
         assert 0 <= straight.onset_probability(advance) <= straight.degraded_within(advance) <= 1.000001
         assert 0 <= straight.next_degraded_probability(advance) <= 1.000001

@@ -7,7 +7,7 @@ from statistics import median
 import msgspec
 import pytest
 
-from detector.stats import run_law
+from detector.stats import run_law, run_parts
 from detector.stats.clocks import Advance, Clock, ClockReading
 from detector.stats.run_history import RunHistory, RunLaws
 from detector.stats.run_law import learn_law
@@ -42,26 +42,24 @@ def plainly(intervals, length):
         return x / (1 + x)
 
     def bump(x, centre, spread):
-        return 0.5 * math.erfc((centre - math.log(x)) / (math.sqrt(2) * spread)) if x > 0 else 0.0
+        score = (math.log(x) - centre) * math.pi / math.sqrt(3) / spread if x > 0 else -math.inf
+        return 1 / (1 + math.exp(-score)) if score > -700 else 0.0
 
     parts = []
-    for spread in run_law.SPREADS:
-        count = int(2 * run_law.REACH / (0.75 * spread) + 1e-9) + 1
+    for spread in run_parts.SPREADS:
+        count = int(2 * run_parts.REACH / spread + 1e-9) + 1
         for step in range(count):
-            centre, evidence = -run_law.REACH + 0.75 * spread * step, 0.0
+            centre, evidence = -run_parts.REACH + spread * step, 0.0
             for age, (low, high) in enumerate(reversed(cells)):
                 cell = bump(high, centre, spread) - bump(low, centre, spread)
                 mixed = 0.95 * cell + 0.05 * (broad(high) - broad(low))
                 evidence += run_law.FORGETTING**age * math.log(mixed)
             parts.append((0.88 / 4 / count * math.exp(evidence), bump(at, centre, spread)))
-    memoryless = total = wide = 0.0
-    for number, (low, high) in enumerate(cells):
-        weight = run_law.FORGETTING ** (len(cells) - 1 - number)
-        cell = ((1 + total) / (1 + total + low)) ** (1 + number) - ((1 + total) / (1 + total + high)) ** (1 + number)
-        memoryless += weight * math.log(cell)
-        wide += weight * math.log(broad(high) - broad(low))
-        total += (low + high) / 2
-    parts.append((0.1 * math.exp(memoryless), 1 - ((1 + total) / (1 + total + at)) ** (1 + len(cells))))
+    aged = [(run_law.FORGETTING**age, low, high) for age, (low, high) in enumerate(reversed(cells))]
+    for middle in run_parts.EXPONENTIAL_MEDIANS:
+        evidence = sum(weight * math.log(0.5 ** (low / middle) - 0.5 ** (high / middle)) for weight, low, high in aged)
+        parts.append((0.1 / 5 * math.exp(evidence), 1 - 0.5 ** (at / middle)))
+    wide = sum(weight * math.log(broad(high) - broad(low)) for weight, low, high in aged)
     parts.append((0.02 * math.exp(wide), broad(at)))
     return sum(weight * below for weight, below in parts) / sum(weight for weight, _ in parts)
 
@@ -85,4 +83,3 @@ def test_a_law_is_what_its_formulas_say():
     law = learn_law(intervals)
     for length in law.points.values[40:300:20]:  # in between it is linear
         assert law.below(length) == pytest.approx(plainly(intervals, length), abs=1e-6)
-    assert law.below_all(law.points.array).tolist() == pytest.approx([law.below(x) for x in law.points.values])

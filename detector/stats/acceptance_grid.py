@@ -1,0 +1,60 @@
+"""The grid of conditional acceptances that laws are learned on, and the answers in which a collapse begins."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from detector.stats.sample import chain_acceptance
+
+Array = npt.NDArray[np.float64]
+GRID_STEP = 0.25
+GRID = tuple(-4.0 + GRID_STEP * index for index in range(33))
+"""Logits of the conditional acceptances that are told apart: 0.018 to 0.982."""
+ACCEPTANCES = tuple(1 / (1 + math.exp(-logit)) for logit in GRID)
+COLLAPSED_TOKEN_SHARES = (0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
+"""Share of the tokens after the onset, in an answer in which a collapse begins: anywhere, but not at its very ends."""
+
+
+def logit(share: float) -> float:
+    """Log odds of a share between 0.02 and 0.98; what lies beyond counts as these."""
+    share = min(0.98, max(0.02, share))
+    return math.log(share / (1 - share))
+
+
+def accepted_per_step(share: float, positions: int | None) -> float:
+    """Accepted tokens a step: p + p^2 + ... + p^K; K unknown: without end."""
+    full = 0.0 if positions is None else share**positions
+    return share * (1 - full) / (1 - share)
+
+
+def begun(healthy: Array, collapsed: Array, depth: int | None) -> Array:
+    """Acceptance of answers in which a collapse begins, from that before and after it: distributions over ``GRID``.
+
+    A token costs 1/A steps, so an answer that has a share s of its tokens after the onset has
+    1/A = (1 - s)/A_before + s/A_after.
+    """
+    pairs = np.repeat(np.outer(healthy, collapsed).ravel(), len(COLLAPSED_TOKEN_SHARES))
+    weights: Array = np.bincount(_mixed(depth), weights=pairs, minlength=len(GRID)) / len(COLLAPSED_TOKEN_SHARES)
+    return weights
+
+
+@lru_cache(maxsize=16)
+def _mixed(depth: int | None) -> npt.NDArray[np.int64]:
+    """Grid point of each pair of acceptances, before and after the onset, at each share."""
+    per_token = [1 / (1 + accepted_per_step(share, depth)) for share in ACCEPTANCES]
+    return np.array(
+        [
+            _nearest(chain_acceptance(1 / ((1 - share) * before + share * after) - 1, depth))
+            for before in per_token
+            for after in per_token
+            for share in COLLAPSED_TOKEN_SHARES
+        ]
+    )
+
+
+def _nearest(share: float) -> int:
+    return min(len(GRID) - 1, max(0, round((logit(share) - GRID[0]) / GRID_STEP)))
