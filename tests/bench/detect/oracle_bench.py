@@ -2,9 +2,10 @@
 
 usage: python -m tests.bench.detect.oracle_bench [--output docs/results/detection-oracle.md]
 
-The oracle knows every content with its share and spread, the law of a collapse, and how much of an answer a collapse
-may leave alone. It does not know when collapses come. It adds up exact likelihood ratios of tokens and steps as an
-e-detector, M = M x collapsed / healthy + begins here / healthy, and forgets everything at the end of each collapse.
+The oracle knows every content with its share and spread, the law of a collapse with its step time, and how much of an
+answer a collapse may leave alone; also the acceptance of answers that do not tell it, unless the client paced them. It
+does not know when collapses come. It adds up exact likelihood ratios of tokens, steps and step times as an e-detector,
+M = M x collapsed / healthy + begins here / healthy, and forgets everything at the end of each collapse.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.stats.timing import t4_cumulative, t4_density
+from detector.stats.timing import t4_density
 from tests.bench.detect.physics import (
     PUBLISHED_K,
     conditional_acceptance,
@@ -32,12 +33,26 @@ from tests.bench.detect.simulator import CONTEXT_TOKENS, LOAD_SLOWDOWN, Answer, 
 
 Array = NDArray[np.float64]
 SIZE = Size(collapse_requests=2000, null_requests=6000, seeds=1)
-NAMES = ("deploy", "k15", "blocks_cycle", "noisy", "wander", "median_120_tokens", "mild")
+NAMES = (
+    "deploy",
+    "k15",
+    "blocks_cycle",
+    "noisy",
+    "wander",
+    "wander_median_120_tokens",
+    "median_120_tokens",
+    "missing_data",
+    "workers_8",
+    "idle_gaps",
+    "low_acceptance",
+    "mild",
+)
 COLLAPSED_SHARES = (0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
 """Of the answer in which a collapse begins."""
 MAX_NATS = 8.3
 """One answer never says more: one healthy answer in 4000 may look dead for a reason of its own."""
-STEP_SPREAD, MAX_DRAG = 0.042, 0.3
+STEP_SPREAD, SLOW_FREAK = 0.042, 0.02
+"""Least spread of a log step time, load and context known, and the share of answers that another reason slows."""
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 
 
@@ -54,9 +69,10 @@ class Laws(NamedTuple):
 def laws_of(scenario: Scenario) -> Laws:
     """The true laws."""
     assert scenario.collapse is not None
-    depth, rows = scenario.engine.num_speculative_tokens, []
-    for content, share in zip(CONTENTS, scenario.workload.shares, strict=True):
-        p = conditional_acceptance(content.accepted, PUBLISHED_K)
+    depth, workload, rows = scenario.engine.num_speculative_tokens, scenario.workload, []
+    contents = [(content.accepted, share) for content, share in zip(CONTENTS, workload.shares, strict=True)]
+    for accepted, share in [(workload.accepted, 1.0)] if workload.content == "fixed" else contents:
+        p = conditional_acceptance(accepted, PUBLISHED_K)
         logit = math.log(p / (1 - p))
         for node, weight in zip(_NODES.tolist(), (_WEIGHTS / _WEIGHTS.sum()).tolist(), strict=True):
             q = 1 / (1 + math.exp(-logit - scenario.engine.acceptance_logit_deviation * node))
@@ -96,27 +112,35 @@ def log_ratios(scenario: Scenario, laws: Laws, answer: Answer) -> tuple[float, f
     return math.log(max(begins, 1e-300) / floor), math.log(max(collapsed, 1e-300) / floor)
 
 
-def drag_nats(scenario: Scenario, answer: Answer) -> float:
-    """What the step time adds, load and context known: a collapse may slow the steps, by what is not known."""
+def step_time_nats(scenario: Scenario, laws: Laws, answer: Answer) -> tuple[float, float]:
+    """What the step time adds, load and context known, of a collapse that slows the steps: (begins here, collapsed)."""
+    assert scenario.collapse is not None
     usual = step_seconds(scenario.engine.num_speculative_tokens) * (1 + LOAD_SLOWDOWN * (answer.in_flight - 1))
     each = (answer.decode_seconds - answer.longest_gap_seconds) / max(1, answer.verify_steps - 1)
     slower = math.log(max(each, 1e-6) / usual / (1 + answer.prompt_tokens / CONTEXT_TOKENS))
     spread = max(STEP_SPREAD, 1.3 * math.hypot(scenario.engine.step_noise, 0.02))
-    healthy = 0.98 * t4_density(slower / spread) / spread + 0.01
-    dragged = (t4_cumulative(slower / spread) - t4_cumulative((slower - MAX_DRAG) / spread)) / MAX_DRAG
-    return math.log(0.5 + 0.5 * dragged / healthy)
+
+    def ratio(steps_share: float) -> float:
+        expected = math.log1p(steps_share * (scenario.collapse.step_factor - 1))
+        slow, healthy = (t4_density((slower - one) / spread) / spread for one in (expected, 0.0))
+        return slow / ((1 - SLOW_FREAK) * healthy + SLOW_FREAK * slow)
+
+    before, after = 1 / (1 + float(laws.weights @ laws.means)), 1 / (1 + laws.collapsed_mean)
+    shares = [share * after / (share * after + (1 - share) * before) for share in COLLAPSED_SHARES]
+    return math.log(sum(map(ratio, shares)) / len(shares)), math.log(ratio(1.0))
 
 
 def evidence(scenario: Scenario, laws: Laws, answers: list[Answer], *, by_step_time: bool) -> list[tuple[float, float]]:
     """Of each answer: (begins here, collapsed)."""
     found = []
     for answer in answers:
-        if answer.no_rate or answer.no_acceptance:
+        if answer.no_rate:
             found.append((0.0, 0.0))
             continue
-        more = drag_nats(scenario, answer) if by_step_time else 0.0
-        begins, collapsed = log_ratios(scenario, laws, answer)
-        found.append((min(MAX_NATS, begins + more), min(MAX_NATS, collapsed + more)))
+        more = step_time_nats(scenario, laws, answer) if by_step_time else (0.0, 0.0)
+        both = zip(log_ratios(scenario, laws, answer), more, strict=True)
+        begins, collapsed = (min(MAX_NATS, tokens + times) for tokens, times in both)
+        found.append((begins, collapsed))
     return found
 
 
