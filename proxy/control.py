@@ -104,8 +104,8 @@ class Control:
         """Begins an action, or raises EffectError; whoever puts the parts together sets it."""
         self.tell: Callable[[Notify], None] = lambda _: None
         """Tells somebody outside; whoever puts the parts together sets it."""
-        self.silent: Callable[[str], object] = lambda _: None
-        """Told of a backend in which an answer ended in silence; whoever puts the parts together sets it."""
+        self.failed: Callable[[str, Ending], object] = lambda *_: None
+        """Told of a backend that was silent or took no connection; whoever puts the parts together sets it."""
         self.outcomes: deque[Outcome] = deque(maxlen=20)
         """What came of the last actions, the oldest first."""
         self.decisions: deque[Decision] = deque(maxlen=DECISIONS_KEPT)
@@ -148,6 +148,7 @@ class Control:
                 self._sampled(backend, sample, version)
             case Unreachable(backend, reason):
                 self._reachability(backend, False, reason)
+                self.failed(backend, Ending.CONNECT_FAILED)
             case Left(backend, reason, back_at):
                 self._left(backend, Away(reason, back_at))
             case Returned(backend, level, relaunched):
@@ -180,7 +181,7 @@ class Control:
             self._decide(signal)
         self._count_failures(watched, observation)
         if observation.ending is Ending.UPSTREAM_TIMEOUT:
-            self.silent(observation.backend)
+            self.failed(observation.backend, observation.ending)
 
     def _cycle_judged(self, watched: Watched) -> None:
         cycle, name = watched.watch.cycle, watched.backend.name

@@ -47,6 +47,18 @@ class Engine:
         writer.close()
         return True
 
+    async def refuses(self) -> bool:
+        """Whether nobody listens on the engine's port; a full queue of connections or a slow machine is no refusal."""
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                _, writer = await asyncio.open_connection(self.backend.host, self.backend.port)
+        except ConnectionRefusedError:
+            return True
+        except (TimeoutError, OSError):
+            return False
+        writer.close()
+        return False
+
     async def _status(self, path: str) -> int:
         timeout = aiohttp.ClientTimeout(total=ASK_SECONDS)
         async with self._session.get(self._base + path, headers=self._headers, timeout=timeout) as answer:

@@ -81,7 +81,7 @@ def _supervisor(proxy: Proxy, primary: str, command: Command, config: Config, ou
     if primary in executor.restarts:
         raise ConfigError(f"effects: {primary} is the engine of supervise; nothing else may restart it")
     executor.restarts[primary] = RestartSupervised(supervisor, command, executor.ladder)
-    proxy.control.silent = lambda backend: supervisor.suspect() if backend == primary else None
+    proxy.control.failed = lambda backend, ending: supervisor.suspect(ending) if backend == primary else None
 
     def about() -> dict[str, Any]:
         return {

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from detector.observation import Ending
 from proxy import processes
 from proxy.config_effects import Level, Supervise
 from proxy.effects.arguments import in_words, level_of
@@ -59,6 +60,11 @@ ENDED: Final = Gone(
 )
 HUNG: Final = Gone(
     "the engine hung and is being started again", "the engine hung in the middle of the answer", "it hung"
+)
+CLOSED: Final = Gone(
+    "the engine takes no connections and is being started again",
+    "the engine took no connections any more, and this answer did not finish in time",
+    "it took no connections",
 )
 
 
@@ -109,8 +115,10 @@ class Supervisor:
         self._failures = 0
         """Starts again since the engine last ran for long."""
         self._output_ended = asyncio.Event()
-        self._silent = asyncio.Event()
-        """An answer ended in silence since the engine was last seen to be alive."""
+        self._suspected = asyncio.Event()
+        """The engine was silent, or took no connection, since it was last seen to be alive."""
+        self._silent = False
+        """An answer ended in silence since then."""
 
     # ---- what others ask for -----------------------------------------------------------------------------------------
 
@@ -120,10 +128,10 @@ class Supervisor:
         self._inbox.put_nowait(wish)
         return await wish
 
-    def suspect(self) -> None:
-        """An answer ended in silence: ask the engine for a token, and start it again if it gives none."""
-        if self._settings.hang_seconds:
-            self._silent.set()
+    def suspect(self, ending: Ending) -> None:
+        """An answer failed: see whether the engine still listens and, after a silence, whether it gives a token."""
+        self._silent = self._silent or ending is Ending.UPSTREAM_TIMEOUT
+        self._suspected.set()
 
     async def run(self) -> None:
         """Run the engine until cancelled; then no process of it is left. Raises StartFailed for the first start."""
@@ -220,32 +228,49 @@ class Supervisor:
     # ---- from one launch to the next ---------------------------------------------------------------------------------
 
     async def _next(self) -> _Wish | Gone:
-        """The next restart that is asked for, or why there must be one: the engine ends, or it hangs."""
+        """The next restart that is asked for, or why there must be one."""
         assert self.child is not None
         wish = asyncio.ensure_future(self._inbox.get())
         ended = asyncio.ensure_future(self.child.exited.wait())
-        hung = asyncio.ensure_future(self._until_hung())
+        lost = asyncio.ensure_future(self._until_lost(self.child))
         try:
-            await asyncio.wait({wish, ended, hung}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({wish, ended, lost}, return_when=asyncio.FIRST_COMPLETED)
             if wish.done():
                 return wish.result()
-            return ENDED if ended.done() else HUNG
+            return ENDED if ended.done() else lost.result()
         finally:
-            for task in (wish, ended, hung):
+            for task in (wish, ended, lost):
                 task.cancel()
 
-    async def _until_hung(self) -> None:
-        """Return when the engine has been found to hang."""
-        self._silent.clear()
+    async def _until_lost(self, child: processes.Child) -> Gone:
+        """Why an engine that has not ended has to be started again, once it is found to be so."""
         while True:
-            await self._silent.wait()
-            seconds = self._settings.hang_seconds
-            log.warning("an answer ended in silence: asking the engine for one token within %g s", seconds)
-            if await hangs(self._engine, seconds):
-                log.error("the engine hangs: no token and no progress within %g s (supervise.hang_seconds)", seconds)
-                return
-            log.info("the engine is alive")
-            self._silent.clear()
+            self._suspected.clear()
+            self._silent = False
+            await self._suspected.wait()
+            if await self._engine.refuses():
+                return await self._closed(child)
+            if self._silent and await self._hung():
+                return HUNG
+
+    async def _closed(self, child: processes.Child) -> Gone:
+        """It takes no connections any more: it is ending, or should. A process that is killed closes its port first."""
+        seconds = self._settings.stop_seconds
+        log.warning("the engine takes no connections: waiting up to %g s for its end (supervise.stop_seconds)", seconds)
+        self._traffic.gone(self._name, CLOSED.told, self._start_seconds)
+        await processes.wait_until(child.exited.is_set, seconds)
+        return ENDED if child.exited.is_set() else CLOSED
+
+    async def _hung(self) -> bool:
+        seconds = self._settings.hang_seconds
+        if not seconds:
+            return False
+        log.warning("an answer ended in silence: asking the engine for one token within %g s", seconds)
+        if await hangs(self._engine, seconds):
+            log.error("the engine hangs: no token and no progress within %g s (supervise.hang_seconds)", seconds)
+            return True
+        log.info("the engine is alive")
+        return False
 
     async def _replace(self, wish: _Wish) -> None:
         """Take the engine down and start it at the level that is asked for, or where that fails at the one before."""

@@ -6,7 +6,7 @@
         [--orphans N]       let so many grandchildren end without a parent
         [--deaf]            ignore SIGTERM
         [--time-scale S]    engine seconds per real second
-SIGUSR1 wedges it: it answers /health and /metrics, and never generates again.
+SIGUSR1 wedges it: it answers /health and /metrics, and never generates again. SIGUSR2 closes its port for good.
 A speculative configuration with the method "broken" does not start; one with "hangs" is never ready.
 """
 
@@ -88,9 +88,14 @@ async def serve(options: argparse.Namespace, cores: list[subprocess.Popen[bytes]
     if not options.deaf:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: emulator.die("wedge"))
+    closed = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, closed.set)
     async with serving(emulator, options.host, options.port) as url:
         print(f"Application startup complete on {url}", flush=True)
-        await ended.wait()
+        await asyncio.wait(
+            {asyncio.ensure_future(one.wait()) for one in (ended, closed)}, return_when="FIRST_COMPLETED"
+        )
+    await ended.wait()
     for core in cores:
         core.kill()
         core.wait()

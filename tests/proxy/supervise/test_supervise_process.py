@@ -103,6 +103,22 @@ async def test_an_engine_that_hangs_is_killed_and_started_again(tmp_path: Path, 
         assert (await supervised.get("status"))["backends"]["primary"]["generation"] == 2
 
 
+async def test_an_engine_that_takes_no_connections_any_more_is_started_again(tmp_path: Path) -> None:
+    """Its process lives on, as one that is killed does for a while on a busy machine: the next requests wait."""
+    async with supervising(
+        tmp_path, *AT_8, config="[supervise]\nbackoff_seconds = 0.05\nstop_seconds = 1\n"
+    ) as supervised:
+        (launch,) = supervised.launches
+        os.kill(launch["pid"], signal.SIGUSR2)
+        async with aiohttp.ClientSession() as http:
+            while await ask(http, supervised.url) == "whole":
+                pass  # the port is closing
+            await supervised.until_said("the engine takes no connections")
+            assert await ask(http, supervised.url) == "whole"
+        assert not lives(launch["pid"])
+        assert len(supervised.launches) == 2
+
+
 async def test_an_engine_that_was_silent_and_still_generates_is_left_alone(tmp_path: Path) -> None:
     config = f'[[backends]]\nname = "primary"\nfirst_byte_timeout_seconds = 0.5\n{FAST}hang_seconds = 60\n'
     async with supervising(tmp_path, *AT_8, config=config) as supervised:
