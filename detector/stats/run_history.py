@@ -14,8 +14,8 @@ from detector.stats.runs import Run
 SCORE_FORGETTING = 0.97
 """Weight of a run's score relative to the run after it."""
 LEARNED_ONE_BY_ONE = 12
-LEARNED_TOGETHER = 4
-"""Laws are learned anew after each of the first runs, then after every fourth: one more run changes them little."""
+LEARNED_TOGETHER = 6
+"""Laws are learned anew after each of the first runs, then after every sixth: one more run changes them little."""
 
 
 class RunHistory(msgspec.Struct, kw_only=True):
