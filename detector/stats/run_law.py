@@ -87,9 +87,7 @@ class RunLaw:
         """Probability that the run is at most this long."""
         if length <= 0:
             return 0.0
-        if self._values is None:
-            self._values = self.cumulative.tolist()
-        lengths, cumulative = self.points.values, self._values
+        lengths, cumulative = self.points.values, self._values or self.values
         if length >= lengths[-1]:
             return 1 - (1 - cumulative[-1]) * lengths[-1] / length
         at = bisect_right(lengths, length)
