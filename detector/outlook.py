@@ -46,6 +46,7 @@ class Outlook:
         """To be stored; an outlook made from it goes on where this one was."""
         self._cycle = CycleTest(config, self.state.cycle)
         self._regime = Regime(self.state.regime, self._cycle.runs)
+        self._forecasts = self.state.cycle.history.count >= MIN_RUNS
 
     @property
     def cycle(self) -> CycleVerdict:
@@ -95,7 +96,8 @@ class Outlook:
         state = self.state
         advance = state.clocks.update(observation)
         if advance is not None:
-            advance = advance.since(recovered_at, observation)
+            if observation.started < recovered_at:
+                advance = advance.since(recovered_at, observation)
             state.runs.add(number, advance)
             if self._forecasts:
                 self._regime.update(evidence_nats, advance.clocks)
@@ -111,10 +113,6 @@ class Outlook:
         self._cycle.restart()
         self._regime.restart()
 
-    @property
-    def _forecasts(self) -> bool:
-        return self.state.cycle.history.count >= MIN_RUNS
-
     def _turn(self, boundary: Boundary) -> None:
         if boundary.kind == "resumed":
             self.state.runs.drop()
@@ -122,9 +120,10 @@ class Outlook:
         run = self.state.runs.turn(boundary.answer)
         if run is None:
             return
-        degraded, forecast_before = boundary.kind != "opened", self._forecasts
+        degraded = boundary.kind != "opened"
         self._cycle.update(run, degraded=degraded)
         self._regime.learn(run, degraded=degraded)
-        if self._forecasts and not forecast_before:
+        if not self._forecasts and self.state.cycle.history.count >= MIN_RUNS:
             # Until now nobody asked the filter: it begins in the phase that is known.
+            self._forecasts = True
             self._regime.begin(degraded=not degraded, elapsed=self.state.runs.elapsed)

@@ -151,7 +151,7 @@ class CycleTest:
         placed = [name for name in state.log_e if name in laws and laws[name][0] in ends]
         for name, payoff in zip(placed, spend([laws[name] for name in placed], ends), strict=True):
             state.log_e[name] = max(MIN_LOG_E, min(MAX_LOG_E, state.log_e[name] + math.log(payoff)))
-        self.runs.add(run)
+        self.runs.add_ends(ends)
         state.max_log_e = max(state.max_log_e, math.log(self._e_value()))
 
     def _e_value(self) -> float:

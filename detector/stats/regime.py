@@ -90,17 +90,25 @@ class Regime:
                 turn = self._healthy.turn_probability(one.elapsed, advance)
                 onset += probability * turn * weight
                 stays.append(probability * (1 - turn))
-        bar = NEGLIGIBLE * (sum(stays) + onset + recovery)
-        after = [
-            Beginning(degraded=one.degraded, probability=stay, elapsed=one.elapsed.plus(advance))
+        self.state.beginnings = self._kept(stays, onset, recovery, advance)
+
+    def _kept(self, stays: list[float], onset: float, recovery: float, advance: ClockReading) -> list[Beginning]:
+        """The beginnings after an answer that are not negligible, summing to 1; ``stays`` are of those before it."""
+        share = sum(stays) + onset + recovery
+        bar = NEGLIGIBLE * share
+        for probability in (*stays, onset, recovery):
+            if probability < bar:
+                share -= probability
+        kept = [
+            Beginning(degraded=one.degraded, probability=stay / share, elapsed=one.elapsed.plus(advance))
             for one, stay in zip(self.state.beginnings, stays, strict=True)
             if stay >= bar
         ]
         if onset >= bar:
-            after.append(Beginning(degraded=True, probability=onset, elapsed=ZERO))
+            kept.append(Beginning(degraded=True, probability=onset / share, elapsed=ZERO))
         if recovery >= bar:
-            after.append(Beginning(degraded=False, probability=recovery, elapsed=ZERO))
-        self.state.beginnings = _normalised(after)
+            kept.append(Beginning(degraded=False, probability=recovery / share, elapsed=ZERO))
+        return kept if len(kept) <= MAX_BEGINNINGS else _most_probable(kept)
 
     def onset_probability(self, advance: ClockReading) -> float:
         """Probability that the backend is healthy now and collapses while the clocks advance by this much."""
@@ -202,12 +210,10 @@ class Durations:
         ]
 
 
-def _normalised(beginnings: list[Beginning]) -> list[Beginning]:
-    """The most probable ones, summing to 1."""
-    if len(beginnings) > MAX_BEGINNINGS:
-        beginnings.sort(key=lambda one: one.probability, reverse=True)
-        del beginnings[MAX_BEGINNINGS:]
-    share = sum([one.probability for one in beginnings])
-    for one in beginnings:
+def _most_probable(beginnings: list[Beginning]) -> list[Beginning]:
+    """As many as are kept, summing to 1."""
+    kept = sorted(beginnings, key=lambda one: one.probability, reverse=True)[:MAX_BEGINNINGS]
+    share = sum(one.probability for one in kept)
+    for one in kept:
         one.probability /= share
-    return beginnings
+    return kept

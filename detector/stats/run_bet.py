@@ -33,7 +33,8 @@ def spend(bets: Sequence[tuple[Clock, RunLaw]], ends: dict[Clock, list[float]]) 
     """
     project([law for _, law in bets])
     widths = [[end - begin for begin, end in pairwise([0.0, *points])] for points in ends.values()]
-    return [max(_last_payoff(_plan(law, ends[clock]), widths), 1e-12) for clock, law in bets]
+    cells = list(zip(*widths, strict=True))
+    return [max(_last_payoff(_plan(law, ends[clock]), widths, cells), 1e-12) for clock, law in bets]
 
 
 def _plan(law: RunLaw, ends: list[float]) -> list[float]:
@@ -57,23 +58,28 @@ def _plan(law: RunLaw, ends: list[float]) -> list[float]:
     return payoffs
 
 
-def _last_payoff(planned: list[float], widths: list[list[float]]) -> float:
-    """What is paid in the last cell, where the bet is to pay this in each cell, of these widths on each clock."""
+def _last_payoff(planned: list[float], widths: list[list[float]], cells: list[tuple[float, ...]]) -> float:
+    """What is paid in the last cell, where the bet is to pay this in each cell. Widths of the cells, clock by clock and
+    cell by cell."""
     if planned[-1] <= 1:
         return planned[-1]
     # Up to the first cell that would pay more than 1 there is nothing to mind.
     first = next(at for at, payoff in enumerate(planned) if payoff > 1)
     gains = [1 - payoff for payoff in planned[:first]]
     accounts = [sum(map(mul, gains, clock)) for clock in widths]
-    for at in range(first, len(planned)):
-        payoff, cell = planned[at], [clock[at] for clock in widths]
-        if payoff > 1:
-            for account, width in zip(accounts, cell, strict=True):
-                if (payoff - 1) * width > account:
-                    payoff = 1 + account / width
-        gain = 1 - payoff
+    for payoff, cell in zip(planned[first:-1], cells[first:-1], strict=True):
+        gain = 1 - _allowed(payoff, accounts, cell)
         # The largest payoff that an account allows may overdraw it by a rounding error.
         accounts = [max(0.0, account + width * gain) for account, width in zip(accounts, cell, strict=True)]
+    return _allowed(planned[-1], accounts, cells[-1])
+
+
+def _allowed(payoff: float, accounts: list[float], cell: tuple[float, ...]) -> float:
+    """As much of it as all accounts can pay."""
+    if payoff > 1:
+        for account, width in zip(accounts, cell, strict=True):
+            if (payoff - 1) * width > account:
+                payoff = 1 + account / width
     return payoff
 
 

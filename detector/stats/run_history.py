@@ -14,8 +14,8 @@ from detector.stats.runs import Run
 SCORE_FORGETTING = 0.97
 """Weight of a run's score relative to the run after it."""
 LEARNED_ONE_BY_ONE = 12
-LEARNED_TOGETHER = 4
-"""Laws are learned anew after each of the first runs, then after every fourth: one more run changes them little."""
+LEARNED_TOGETHER = 6
+"""Laws are learned anew after each of the first runs, then after every sixth: one more run changes them little."""
 
 
 class RunHistory(msgspec.Struct, kw_only=True):
@@ -32,10 +32,9 @@ class RunHistory(msgspec.Struct, kw_only=True):
     """Sum of the log probabilities that a clock gave to the cells in which the runs ended."""
     count: int = 0
 
-    def add(self, run: Run, laws: dict[Clock, RunLaw]) -> None:
-        """Take a run in; ``laws`` are those that were in force before it (``RunLaws`` sees to that)."""
+    def add(self, ends: dict[Clock, list[float]], laws: dict[Clock, RunLaw]) -> None:
+        """Take a run in whose cells end here; ``laws`` were in force before it (``RunLaws`` sees to that)."""
         self.count += 1
-        ends = run.all_ends()
         self._score(ends, laws)
         for clock, at in ends.items():
             if at[-1] <= 0:
@@ -81,7 +80,11 @@ class RunLaws:
 
     def add(self, run: Run) -> None:
         """Take a run in."""
-        self.history.add(run, self.current)
+        self.add_ends(run.all_ends())
+
+    def add_ends(self, ends: dict[Clock, list[float]]) -> None:
+        """``add``, where the ends of the run's cells are known."""
+        self.history.add(ends, self.current)
         if self.history.count <= LEARNED_ONE_BY_ONE or self.history.count % LEARNED_TOGETHER == 0:
             self.learn()
 

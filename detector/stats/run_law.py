@@ -87,9 +87,7 @@ class RunLaw:
         """Probability that the run is at most this long."""
         if length <= 0:
             return 0.0
-        if self._values is None:
-            self._values = self.cumulative.tolist()
-        lengths, cumulative = self.points.values, self._values
+        lengths, cumulative = self.points.values, self._values or self.values
         if length >= lengths[-1]:
             return 1 - (1 - cumulative[-1]) * lengths[-1] / length
         at = bisect_right(lengths, length)
@@ -119,8 +117,11 @@ class RunWindow:
     def missing(self, runs: Sequence[Interval], new: int) -> list[Interval]:
         """The cells that are to be appended, now that these are the runs, so many of them new."""
         scale = typical_length(runs)
-        if scale != self.scale or self._end + new > 2 * WINDOW:
+        if scale != self.scale:
             self.scale, self._end, new = scale, 0, WINDOW
+        elif self._end + new > 2 * WINDOW:
+            kept = self._log_parts[self._end - WINDOW + new : self._end]
+            self._log_parts[: len(kept)], self._end = kept, len(kept)
         return [(low / scale, high / scale) for low, high in runs[-new:]]
 
     def append(self, log_parts: Array) -> None:

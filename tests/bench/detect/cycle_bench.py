@@ -1,6 +1,6 @@
 """The cycle certificate and the prediction, measured: ``python -m tests.bench.detect.cycle_bench [--streams N]``.
 
-Prints the page docs/results/detection-cycle.md. 60 streams take about 5 minutes of one core.
+Prints the page docs/results/detection-cycle.md. 60 streams take about a minute of one core.
 """
 
 from __future__ import annotations

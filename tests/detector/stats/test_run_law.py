@@ -7,7 +7,7 @@ from statistics import median
 import msgspec
 import pytest
 
-from detector.stats import run_law, run_parts
+from detector.stats import run_history, run_law, run_parts
 from detector.stats.clocks import Advance, Clock, ClockReading
 from detector.stats.run_history import RunHistory, RunLaws
 from detector.stats.run_law import learn_law
@@ -75,11 +75,22 @@ def test_laws_are_the_same_whether_kept_up_or_made_from_a_stored_history(lengths
             assert law.cumulative.tolist() == fresh[clock].cumulative.tolist()
 
 
+def test_the_first_runs_are_learned_from_one_by_one_and_later_ones_together():
+    kept, changes = RunLaws(RunHistory()), []
+    for number, run in enumerate(runs([4, 9, 7] * 9), start=1):
+        before = kept.current.get(Clock.REQUESTS)
+        kept.add(run)
+        if kept.current[Clock.REQUESTS] is not before:
+            changes.append(number)
+    each, step = run_history.LEARNED_ONE_BY_ONE, run_history.LEARNED_TOGETHER
+    assert changes == [*range(1, each + 1), *range(each + step, kept.history.count + 1, step)]
+
+
 def test_a_law_is_what_its_formulas_say():
     history = RunLaws(RunHistory())
     for run in runs([2, 9, 40, 3, 100, 7, 1] * 4):
         history.add(run)
     intervals = history.history.intervals[Clock.TOKENS]
     law = learn_law(intervals)
-    for length in law.points.values[40:300:20]:  # in between it is linear
+    for length in law.points.values[20:190:10]:  # in between it is linear
         assert law.below(length) == pytest.approx(plainly(intervals, length), abs=1e-6)
