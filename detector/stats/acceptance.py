@@ -176,8 +176,8 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
         numbers = np.arange(self.answers + 1, self.answers + len(acceptances) + 1)
         self.answers += len(acceptances)
         rates = trust * np.maximum(1 / (numbers + 1), 1 / MEMORY_ANSWERS)
+        # What each answer and those after it leave of what was known before.
         kept = np.cumprod(1 - rates[::-1])[::-1]
-        """What the answers from each one on leave of what was known before it."""
         gains = (rates * kept / (1 - rates))[:, None] / predicted
         weights = kept[0] * self._weights() + (gains[:, :, None] * joint).sum(axis=0) @ _SMOOTHER
         self.weights = (weights / weights.sum(axis=1, keepdims=True)).tobytes()

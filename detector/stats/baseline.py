@@ -135,10 +135,10 @@ class Baseline(msgspec.Struct, kw_only=True):
         paced = [told for sample in samples if not _tells_acceptance(sample) if (told := self.paced_acceptance(sample))]
         if paced:
             self.paced.learn(*paced)
-        for sample in samples:
+        # Answers that tell both factors are not judged by their rate: where all do, one tells what is usual.
+        for sample in samples[-1:] if all(map(_tells_both_factors, samples)) else samples:
             token = token_time_of(sample)
-            # Answers that tell both factors are not judged by their rate: one of a batch tells what is usual.
-            if token is not None and (not _tells_both_factors(sample) or sample is samples[-1]):
+            if token is not None:
                 self.token_seconds.learn(token, RATE)
 
     def learn_collapsed(self, sample: Sample) -> None:

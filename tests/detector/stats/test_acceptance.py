@@ -174,6 +174,18 @@ def test_freaks_bound_the_evidence_of_one_answer():
     assert max(ratios) <= math.log(100)
 
 
+def test_several_answers_at_once_teach_what_they_teach_one_by_one():
+    at_once, one_by_one = learned(3.5, 2.2, times=100), learned(3.5, 2.2, times=100)
+    batch = [answer(accepted, tokens) for accepted in (2.0, 3.0, 4.0, 5.0) for tokens in (80.0, 900.0)]
+    at_once.learn(*batch)
+    for each in batch:
+        one_by_one.learn(each)
+    assert at_once.answers == one_by_one.answers
+    for accepted in (0.3, 1.2, 2.5, 4.5):
+        assert evidence(at_once, accepted) == pytest.approx(evidence(one_by_one, accepted), abs=0.1)
+    assert at_once.quantile(0.1) == pytest.approx(one_by_one.quantile(0.1), abs=0.005)
+
+
 def test_the_law_survives_a_snapshot():
     law = learned(3.5, 2.2)
     again = msgspec.msgpack.decode(msgspec.msgpack.encode(law), type=AcceptanceLaw)

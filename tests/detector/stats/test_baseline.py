@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from detector.stats.baseline import BATCH, EARLY, WINDOW, Baseline
+from detector.stats.baseline import BATCH, BATCH_SHARE, EARLY, WINDOW, Baseline
 from detector.stats.sample import Sample, chain_acceptance
 
 
@@ -40,11 +40,12 @@ def test_the_reference_is_a_median_and_bounded():
         baseline.learn(sample(1.0))
     assert len(baseline.acceptance_lengths) == WINDOW
     assert baseline.medians.acceptance_length == pytest.approx(2.0)
-    size = len(msgspec.msgpack.encode(baseline))
+    sizes = []
     for _ in range(200):
         baseline.learn(sample(1.0))
-    waiting = len(msgspec.msgpack.encode([sample(1.0)] * BATCH))
-    assert len(msgspec.msgpack.encode(baseline)) == pytest.approx(size, abs=200 + waiting)
+        sizes.append(len(msgspec.msgpack.encode(msgspec.structs.replace(baseline, waiting=[]))))
+        assert len(baseline.waiting) < BATCH
+    assert sizes[-1] == pytest.approx(sizes[0], abs=200)
 
 
 def test_usual_load_and_context_are_medians():
@@ -133,3 +134,63 @@ def test_the_step_floor_reads_all_positions_where_the_first_is_known_too():
 
 def test_without_acceptance_there_is_no_step_floor():
     assert Baseline().step_floor is None
+
+
+KNOWN = round(BATCH / BATCH_SHARE)
+"""Answers after which batches are whole."""
+
+
+def full_batches(**changes):
+    """A reference that has just learned its last batch."""
+    baseline = learned(*[sample(**changes)] * KNOWN)
+    while baseline.waiting:
+        baseline.learn(sample(**changes))
+    return baseline
+
+
+def test_acceptance_is_learned_in_batches_and_step_time_at_once():
+    baseline = full_batches()
+    chain, steps = baseline.chain.answers, baseline.step_seconds.answers
+    for _ in range(BATCH - 1):
+        baseline.learn(sample(2.2))
+    assert (baseline.chain.answers, baseline.step_seconds.answers) == (chain, steps + BATCH - 1)
+    baseline.learn(sample(2.2))
+    assert (baseline.chain.answers, baseline.waiting) == (chain + BATCH, [])
+
+
+def test_the_first_answers_do_not_wait():
+    baseline = Baseline()
+    for _ in range(EARLY):
+        baseline.learn(sample())
+        assert baseline.waiting == []
+
+
+def test_the_rate_is_learned_from_all_answers_where_it_judges_any():
+    baseline = full_batches()
+    before = baseline.token_seconds.answers
+    for _ in range(BATCH):
+        baseline.learn(sample())
+    assert baseline.token_seconds.answers == before + 1
+    for number in range(BATCH):
+        unknown = {} if number else {"acceptance_length": None, "conditional_acceptance": None}
+        baseline.learn(sample(**unknown))
+    assert baseline.token_seconds.answers == before + 1 + BATCH
+    assert baseline.expected_rate(1) == pytest.approx(225.0, rel=1e-2)
+
+
+def test_what_waits_survives_a_snapshot():
+    baseline = full_batches()
+    for _ in range(BATCH // 2):
+        baseline.learn(sample(2.2))
+    again = msgspec.msgpack.decode(msgspec.msgpack.encode(baseline), type=Baseline)
+    for each in (baseline, again):
+        for _ in range(BATCH):
+            each.learn(sample(2.2))
+    assert msgspec.msgpack.encode(baseline) == msgspec.msgpack.encode(again)
+
+
+def test_a_new_reference_forgets_what_waits():
+    baseline = full_batches()
+    baseline.learn(sample())
+    baseline.rebuild([sample(0.08)] * 10)
+    assert (baseline.waiting, baseline.answers, baseline.chain.answers) == ([], 10, 10)

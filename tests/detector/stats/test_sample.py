@@ -32,7 +32,12 @@ def observation(**changes):
 @given(p=st.floats(0.0, 0.99), depth=st.integers(1, 16))
 def test_chain_acceptance_inverts_the_chain(p, depth):
     accepted = sum(p**position for position in range(1, depth + 1))
-    assert chain_acceptance(accepted, depth) == pytest.approx(p, abs=1e-4)
+    assert chain_acceptance(accepted, depth) == pytest.approx(p, abs=1e-6)
+
+
+@given(accepted=st.floats(0.0, 70.0, exclude_max=True), depth=st.integers(1, 64))
+def test_chain_acceptance_is_a_share(accepted, depth):
+    assert 0.0 <= chain_acceptance(accepted, depth) <= 1.0
 
 
 @pytest.mark.parametrize(
