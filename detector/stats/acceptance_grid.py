@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-
-from detector.stats.sample import chain_acceptance
 
 Array = npt.NDArray[np.float64]
 GRID_STEP = 0.25
@@ -45,16 +44,13 @@ def begun(healthy: Array, collapsed: Array, depth: int | None) -> Array:
 @lru_cache(maxsize=16)
 def _mixed(depth: int | None) -> npt.NDArray[np.int64]:
     """Grid point of each pair of acceptances, before and after the onset, at each share."""
-    per_token = [1 / (1 + accepted_per_step(share, depth)) for share in ACCEPTANCES]
-    return np.array(
-        [
-            _nearest(chain_acceptance(1 / ((1 - share) * before + share * after) - 1, depth))
-            for before in per_token
-            for after in per_token
-            for share in COLLAPSED_TOKEN_SHARES
-        ]
-    )
+    before, after, share = np.ix_(*([_per_token(GRID, depth)] * 2), np.array(COLLAPSED_TOKEN_SHARES))
+    per_token = (1 - share) * before + share * after
+    between = _per_token([low + GRID_STEP / 2 for low in GRID[:-1]], depth)
+    nearest: npt.NDArray[np.int64] = np.searchsorted(-between, -per_token.ravel())
+    return nearest
 
 
-def _nearest(share: float) -> int:
-    return min(len(GRID) - 1, max(0, round((logit(share) - GRID[0]) / GRID_STEP)))
+def _per_token(logits: Sequence[float], depth: int | None) -> Array:
+    """Verify steps for a token."""
+    return np.array([1 / (1 + accepted_per_step(1 / (1 + math.exp(-one)), depth)) for one in logits])
