@@ -382,7 +382,14 @@ def made_up_result(**changes):
         "settings": {"seeds": "1"},
         "wall_seconds": 1.0,
         "rows": [null, Row(detector=ours.NAME, scenario="deploy", score=found, causes={"acceptance_collapse": 99})],
-        "costs": [Cost(detector=ours.NAME, microseconds_per_request=50.0, microseconds_per_step=1.0)],
+        "costs": [
+            Cost(
+                detector=ours.NAME,
+                microseconds_per_request=50.0,
+                microseconds_per_healthy_request=50.0,
+                microseconds_per_step=1.0,
+            )
+        ],
         "recorded": [recorded],
         "skipped": ["the peers: no network"],
     }
@@ -409,6 +416,14 @@ def test_every_bar_of_a_good_run_is_kept():
             {"rows": [Row(detector=ours.NAME, scenario="mild", score=Score(requests=900, episodes=9, missed=9))]},
         ),
         ("CPU per request", {"costs": [Cost(detector=ours.NAME, microseconds_per_request=101.0)]}),
+        (
+            "CPU per request while nothing collapses",
+            {
+                "costs": [
+                    Cost(detector=ours.NAME, microseconds_per_request=50.0, microseconds_per_healthy_request=101.0)
+                ]
+            },
+        ),
         (
             "published rates: alarm at",
             {"recorded": [msgspec.structs.replace(made_up_result().recorded[0], episodes=[])]},

@@ -92,6 +92,11 @@ def _cost_bars(result: Result) -> list[Bar]:
     bars = []
     for name, value, limit in (
         ("CPU per request", cost and cost.microseconds_per_request, MAX_MICROSECONDS_PER_REQUEST),
+        (
+            "CPU per request while nothing collapses",
+            cost and cost.microseconds_per_healthy_request,
+            MAX_MICROSECONDS_PER_REQUEST,
+        ),
         ("CPU per step", cost and cost.microseconds_per_step, MAX_MICROSECONDS_PER_STEP),
     ):
         measured = None if value is None else f"{value:.2f} µs"

@@ -24,6 +24,8 @@ class Cost(msgspec.Struct, kw_only=True):
 
     detector: str
     microseconds_per_request: float
+    microseconds_per_healthy_request: float | None = None
+    """While nothing collapses."""
     microseconds_per_step: float | None = None
     snapshot_bytes: int | None = None
     threshold: float | None = None
