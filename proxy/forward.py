@@ -403,11 +403,12 @@ class Exchange(Leaving):
             return
         event = messages.error_event(broken.status, broken.message, broken.kind, code=broken.code)
         last = answer.broken_off(event) if answer is not None else None
-        if last is None:
+        if answer is None or last is None:
             self.client.abort()
         else:
             self.client.write(last)
-            self.client.answered(close=True)
+            # Framed to its end, so that the client may ask again on this connection, and many do before they see it close.
+            self.client.answered(close=answer.until_close)
 
     def client_gone(self) -> None:
         """The client hung up: so do we, and the engine stops working for nobody."""

@@ -121,6 +121,26 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_event_and_no_done(end
     assert "in the middle of the answer" in str(error_of(rest[-2].removeprefix(b"data: "))["message"])
 
 
+async def test_the_connection_serves_on_after_a_stream_that_broke_off() -> None:
+    """A client that has read the end asks again at once, on the same connection."""
+    connections = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal connections
+        connections += 1
+        await peer.request()
+        if connections == 1:
+            await peer.send(STREAM_HEAD + chunked(CONTENT, end=False))
+        else:
+            await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+    async with proxy_to(script) as proxy, connected(proxy) as client:
+        await client.post()
+        assert b'"error"' in (await client.answer())[2]
+        await client.post()
+        assert (await client.answer())[2] == b"ok"
+
+
 async def test_raw_forwarding_that_breaks_off_inside_a_chunk_is_visibly_cut() -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
