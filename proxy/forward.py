@@ -407,7 +407,7 @@ class Exchange(Leaving):
             self.client.abort()
         else:
             self.client.write(last)
-            # Framed to its end, so that the client may ask again on this connection, and many do before they see it close.
+            # Framed to its end: a client may ask again on this connection, and many do before they see it close.
             self.client.answered(close=answer.until_close)
 
     def client_gone(self) -> None:
