@@ -49,7 +49,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     episodes: list[JudgedEpisode]
     """In the order of their onsets."""
     cycles: dict[str, CycleVerdict]
-    """By backend."""
+    """By backend; where its level changed, of the level with the most evidence."""
 
     @property
     def requests(self) -> int:
@@ -115,7 +115,9 @@ def judge(observations: Iterable[Observation], config: WatchConfig, steps: Seque
     ]
     episodes.sort(key=lambda one: (one.episode.onset_request, one.episode.detected_request))
     return Judgement(
-        answers=answers, episodes=episodes, cycles={backend: watch.cycle for backend, watch in watches.items()}
+        answers=answers,
+        episodes=episodes,
+        cycles={backend: watch.strongest_cycle for backend, watch in watches.items()},
     )
 
 

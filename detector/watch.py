@@ -95,6 +95,12 @@ class Watch:
         return self._outlook.cycle
 
     @property
+    def strongest_cycle(self) -> CycleVerdict:
+        """That of the level with the most evidence for one; nothing may have collapsed at the last level."""
+        others = [self._outlook_of(state).cycle for state in self._other_outlooks.values()]
+        return max([self.cycle, *others], key=lambda one: one.e_value)
+
+    @property
     def forecast(self) -> LongForecast | None:
         """When the next collapse is due; None until enough of them were seen. Verdicts have the near part of it."""
         return self._outlook.long_forecast

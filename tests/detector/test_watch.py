@@ -178,6 +178,7 @@ def test_the_cycle_of_one_level_is_not_forecast_at_another(clock):
     assert watch.verdict.forecast.next_request_probability > 0.3
     for _ in range(8):
         assert watch.update(plain(clock, 1)).forecast is None
+    assert watch.cycle.e_value < watch.strongest_cycle.e_value
     for _ in range(5):
         watch.update(clock.answer(generation=2))
     assert watch.verdict.forecast is not None
