@@ -36,19 +36,19 @@ def begun(healthy: Array, collapsed: Array, depth: int | None) -> Array:
     A token costs 1/A steps, so an answer that has a share s of its tokens after the onset has
     1/A = (1 - s)/A_before + s/A_after.
     """
-    pairs = np.repeat(np.outer(healthy, collapsed).ravel(), len(COLLAPSED_TOKEN_SHARES))
-    weights: Array = np.bincount(_mixed(depth), weights=pairs, minlength=len(GRID)) / len(COLLAPSED_TOKEN_SHARES)
-    return weights
+    mixed: Array = healthy @ (collapsed @ _mixed(depth)).reshape(len(GRID), len(GRID))
+    return mixed
 
 
-@lru_cache(maxsize=16)
-def _mixed(depth: int | None) -> npt.NDArray[np.int64]:
-    """Grid point of each pair of acceptances, before and after the onset, at each share."""
-    before, after, share = np.ix_(*([_per_token(GRID, depth)] * 2), np.array(COLLAPSED_TOKEN_SHARES))
+@lru_cache(maxsize=4)
+def _mixed(depth: int | None) -> Array:
+    """For each acceptance after the onset (rows), that before it (blocks of columns): the distribution in between."""
+    after, before, share = np.ix_(*([_per_token(GRID, depth)] * 2), np.array(COLLAPSED_TOKEN_SHARES))
     per_token = (1 - share) * before + share * after
     between = _per_token([low + GRID_STEP / 2 for low in GRID[:-1]], depth)
-    nearest: npt.NDArray[np.int64] = np.searchsorted(-between, -per_token.ravel())
-    return nearest
+    nearest = np.searchsorted(-between, -per_token)
+    table: Array = np.eye(len(GRID))[nearest].mean(axis=2).reshape(len(GRID), -1)
+    return table
 
 
 def _per_token(logits: Sequence[float], depth: int | None) -> Array:
