@@ -10,7 +10,7 @@ import msgspec
 from detector.stats import pace
 from detector.stats.acceptance import Acceptance, AcceptanceLaw
 from detector.stats.sample import Sample, chain_acceptance
-from detector.stats.timing import RATE, STEP, TRUSTED_ANSWERS, Timed, TimeLaw
+from detector.stats.timing import RATE, STEP, TRUSTED_ANSWERS, Compared, Timed, TimeLaw
 
 WINDOW = 50
 """Healthy answers that a median is taken over."""
@@ -132,9 +132,14 @@ class Baseline(msgspec.Struct, kw_only=True):
             self.chain.learn(*chains)
 
     def _learn_rates(self, samples: list[Sample]) -> None:
-        paced = [told for sample in samples if not _tells_acceptance(sample) if (told := self.paced_acceptance(sample))]
-        if paced:
-            self.paced.learn(*paced)
+        if self.token_seconds.answers >= MIN_LINE_ANSWERS:
+            paced = [
+                paced_acceptance(sample, self.token_seconds.compare(token))
+                for sample in samples
+                if not _tells_acceptance(sample) and (token := token_time_of(sample)) is not None
+            ]
+            if paced:
+                self.paced.learn(*paced)
         # Answers that tell both factors are not judged by their rate: where all do, one tells what is usual.
         for sample in samples[-1:] if all(map(_tells_both_factors, samples)) else samples:
             token = token_time_of(sample)
@@ -183,19 +188,12 @@ class Baseline(msgspec.Struct, kw_only=True):
         """The law that an acceptance follows: p_0 hardly depends on content, later positions do."""
         return self.first_position if acceptance.positions == 1 else self.chain
 
-    def acceptance_by_step_time(self, sample: Sample) -> Acceptance | None:
-        """The acceptance that the rate tells while the law of the step time is settled; ``chain`` is its law."""
-        token, law, depth = token_time_of(sample), self.step_seconds, self.chain.depth
-        if token is None or depth is None or law.answers < TRUSTED_ANSWERS or self.chain.answers < TRUSTED_ANSWERS:
+    def acceptance_by_step_time(self, sample: Sample, token: Timed) -> Acceptance | None:
+        """The acceptance that a time per token tells, if the law of the step time is settled; its law is ``chain``."""
+        law, depth = self.step_seconds, self.chain.depth
+        if depth is None or law.answers < TRUSTED_ANSWERS or self.chain.answers < TRUSTED_ANSWERS:
             return None
         return pace.by_step_time(law.compare(token), _tokens(sample), depth)
-
-    def paced_acceptance(self, sample: Sample) -> Acceptance | None:
-        """The acceptance that the rate alone tells; ``paced`` is its law."""
-        token, law = token_time_of(sample), self.token_seconds
-        if token is None or law.answers < MIN_LINE_ANSWERS:
-            return None
-        return pace.by_rate(law.compare(token), _tokens(sample))
 
     def usual_first_position(self) -> float | None:
         """Median p_0; None while too few answers told it."""
@@ -227,6 +225,11 @@ def chain_of(sample: Sample) -> Acceptance | None:
     depth = sample.num_speculative_tokens or None
     share = chain_acceptance(sample.acceptance_length - 1, depth)
     return Acceptance(share, depth, _tokens(sample), depth)
+
+
+def paced_acceptance(sample: Sample, token: Compared) -> Acceptance:
+    """The acceptance that the rate alone tells; ``Baseline.paced`` is its law. token: its time beside that of rates."""
+    return pace.by_rate(token, _tokens(sample))
 
 
 def step_time_of(sample: Sample) -> Timed | None:

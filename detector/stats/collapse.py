@@ -13,7 +13,14 @@ from operator import attrgetter
 import msgspec
 
 from detector.stats.acceptance import FREAK, TRUSTED_ANSWERS, LogRatios
-from detector.stats.baseline import MIN_ANSWERS, Baseline, acceptance_of, step_time_of, token_time_of
+from detector.stats.baseline import (
+    MIN_ANSWERS,
+    Baseline,
+    acceptance_of,
+    paced_acceptance,
+    step_time_of,
+    token_time_of,
+)
 from detector.stats.sample import Sample
 from detector.stats.timing import RATE, STEP, Compared
 from detector.verdict import Cause
@@ -195,10 +202,10 @@ def _rate_evidence(sample: Sample, baseline: Baseline) -> Factor | None:
     timed = token_time_of(sample)
     if timed is None or baseline.token_seconds.answers < MIN_ANSWERS:
         return None
-    told, law = baseline.acceptance_by_step_time(sample), baseline.chain
-    if told is None and baseline.paced.answers >= TRUSTED_ANSWERS:
-        told, law = baseline.paced_acceptance(sample), baseline.paced
     compared = baseline.token_seconds.compare(timed)
+    told, law = baseline.acceptance_by_step_time(sample, timed), baseline.chain
+    if told is None and baseline.paced.answers >= TRUSTED_ANSWERS:
+        told, law = paced_acceptance(sample, compared), baseline.paced
     if told is None:
         nats = max(MIN_EVIDENCE, baseline.token_seconds.slow_nats(compared, RATE))
         return Factor(nats, nats, Cause.UNKNOWN)

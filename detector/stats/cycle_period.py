@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 
 import msgspec
 
@@ -83,12 +84,7 @@ def usual_gaps(gaps: Sequence[ClockReading], clock: Clock) -> list[ClockReading]
     if not known:
         return []
     lengths = [getattr(gap, clock) for gap in known]
-    middle = _median(lengths)
-    usual = OUTLIER_DEVIATIONS * 1.4826 * _median([abs(length - middle) for length in lengths])
+    middle = median(lengths)
+    usual = OUTLIER_DEVIATIONS * 1.4826 * median([abs(length - middle) for length in lengths])
     low, high = min(middle / OUTLIER_FACTOR, middle - usual), max(middle * OUTLIER_FACTOR, middle + usual)
     return [gap for gap, length in zip(known, lengths, strict=True) if low <= length <= high]
-
-
-def _median(values: list[float]) -> float:
-    values = sorted(values)
-    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2

@@ -6,6 +6,7 @@ one for each answer in it, the one that ended it included; so the end of the pha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import accumulate
 
 import msgspec
@@ -78,10 +79,7 @@ class RunRecorder(msgspec.Struct, kw_only=True):
     @property
     def elapsed(self) -> ClockReading:
         """What the clocks did since the first answer of this phase."""
-        elapsed = ZERO
-        for cell in self.cells:
-            elapsed = elapsed.plus(cell.advance.clocks)
-        return elapsed
+        return _total(cell.advance for cell in self.cells)
 
     def turn(self, first_request: int) -> Run | None:
         """Close the run at the first answer of a new phase, and begin the next one after it.
@@ -101,10 +99,14 @@ class RunRecorder(msgspec.Struct, kw_only=True):
 
 
 def _run(advances: list[Advance]) -> Run:
-    actual = ZERO
+    return Run(_undistorted(advances), _total(advances))
+
+
+def _total(advances: Iterable[Advance]) -> ClockReading:
+    total = ZERO
     for advance in advances:
-        actual = actual.plus(advance.clocks)
-    return Run(_undistorted(advances), actual)
+        total = total.plus(advance.clocks)
+    return total
 
 
 def _joined(one: Cell, other: Cell) -> Cell:

@@ -10,8 +10,6 @@ from detector.observation import Ending, Observation, Quality, Source
 
 MIN_JUDGED_TOKENS = 16
 """An answer that the client broke off before this many tokens is not judged."""
-ASSUMED_STEPS = 100
-"""Verify steps (or tokens) of an answer whose length is unknown, for the weight of its evidence."""
 ROUNDING = 1e-7
 """A chain's acceptance is worked out to this; nearer to 1 the sum of its powers is known too badly."""
 MAX_NEWTON_STEPS = 50

@@ -39,25 +39,21 @@ class Engine:
 
     async def listens(self) -> bool:
         """Whether anybody accepts connections on the engine's port."""
-        try:
-            async with asyncio.timeout(ASK_SECONDS):
-                _, writer = await asyncio.open_connection(self.backend.host, self.backend.port)
-        except (TimeoutError, OSError):
-            return False
-        writer.close()
-        return True
+        return await self._knocked() is None
 
     async def refuses(self) -> bool:
         """Whether nobody listens on the engine's port; a full queue of connections or a slow machine is no refusal."""
+        return isinstance(await self._knocked(), ConnectionRefusedError)
+
+    async def _knocked(self) -> Exception | None:
+        """Why no connection to the engine's port could be made; None: one was."""
         try:
             async with asyncio.timeout(ASK_SECONDS):
                 _, writer = await asyncio.open_connection(self.backend.host, self.backend.port)
-        except ConnectionRefusedError:
-            return True
-        except (TimeoutError, OSError):
-            return False
+        except (TimeoutError, OSError) as error:
+            return error
         writer.close()
-        return False
+        return None
 
     async def _status(self, path: str) -> int:
         timeout = aiohttp.ClientTimeout(total=ASK_SECONDS)

@@ -6,7 +6,7 @@ import asyncio
 import json
 
 import pytest
-from upstreams import BODY, STREAM_HEAD, Peer, chunked, connected, event, proxy_to, settings, upstream
+from upstreams import BODY, STREAM_HEAD, Peer, Script, chunked, connected, event, proxy_to, settings, upstream
 
 from proxy.serve import running
 
@@ -17,6 +17,26 @@ def error_of(body: bytes) -> dict[str, object]:
     error = json.loads(body)["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error
+
+
+def sending(answer: bytes) -> Script:
+    """Answers one request with these bytes, and closes."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(answer)
+
+    return script
+
+
+def in_turn(first: Script, later: Script) -> Script:
+    """The first connection runs one script, every later one the other."""
+    waiting = [first]
+
+    async def script(peer: Peer) -> None:
+        await (waiting.pop() if waiting else later)(peer)
+
+    return script
 
 
 async def refusing_url() -> str:
@@ -82,18 +102,12 @@ async def test_a_request_that_may_have_been_acted_on_is_not_sent_again() -> None
 
 
 async def test_a_get_on_a_kept_connection_that_was_just_closed_is_sent_again() -> None:
-    connections = 0
-
-    async def script(peer: Peer) -> None:
-        nonlocal connections
-        connections += 1
+    async def first(peer: Peer) -> None:
         await peer.request()
-        if connections == 1:
-            await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n1")
-            await peer.request()  # the engine gives up the kept connection just as it is used again
-        else:
-            await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n2")
+        await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n1")
+        await peer.request()  # the engine gives up the kept connection just as it is used again
 
+    script = in_turn(first, sending(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n2"))
     async with proxy_to(script) as proxy, connected(proxy) as client:
         for expected in (b"1", b"2"):
             await client.send(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -123,17 +137,8 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_event_and_no_done(end
 
 async def test_the_connection_serves_on_after_a_stream_that_broke_off() -> None:
     """A client that has read the end asks again at once, on the same connection."""
-    connections = 0
-
-    async def script(peer: Peer) -> None:
-        nonlocal connections
-        connections += 1
-        await peer.request()
-        if connections == 1:
-            await peer.send(STREAM_HEAD + chunked(CONTENT, end=False))
-        else:
-            await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-
+    broken_off = STREAM_HEAD + chunked(CONTENT, end=False)
+    script = in_turn(sending(broken_off), sending(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"))
     async with proxy_to(script) as proxy, connected(proxy) as client:
         await client.post()
         assert b'"error"' in (await client.answer())[2]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from detector.observation import Observation
 from tests.bench.detect import ours
 from tests.bench.detect.observations import observations_of
 from tests.bench.detect.results import Cost, Row
@@ -48,22 +50,20 @@ def _true_causes(series: Series, watched: ours.Watched) -> list[str]:
 
 def our_cost() -> Cost:
     """What specbreaker costs on the traffic of a deployment, with a collapse about every tenth answer and without."""
-    collapsing, snapshot_bytes = _cost_on("deploy")
-    healthy, _ = _cost_on("null_deploy")
-    series = next(series_of(SCENARIOS["deploy"], QUICK))
+    series, healthy = (next(series_of(SCENARIOS[name], QUICK)) for name in ("deploy", "null_deploy"))
+    observations = observations_of(series.scenario, series.answers)
+    collapsing, snapshot_bytes = _cost_on(observations)
     return Cost(
         detector=ours.NAME,
         microseconds_per_request=collapsing,
-        microseconds_per_healthy_request=healthy,
-        microseconds_per_step=ours.step_microseconds(observations_of(series.scenario, series.answers)[:150]),
+        microseconds_per_healthy_request=_cost_on(observations_of(healthy.scenario, healthy.answers))[0],
+        microseconds_per_step=ours.step_microseconds(observations[:150]),
         snapshot_bytes=snapshot_bytes,
     )
 
 
-def _cost_on(name: str) -> tuple[float, int]:
+def _cost_on(observations: Sequence[Observation]) -> tuple[float, int]:
     """CPU microseconds of an answer, the least of some runs, since the machine is not ours alone; bytes of state."""
-    series = next(series_of(SCENARIOS[name], QUICK))
-    observations = observations_of(series.scenario, series.answers)
     runs = [ours.watch_answers(observations) for _ in range(COST_RUNS)]
     return min(run.seconds for run in runs) / len(observations) * 1e6, runs[0].snapshot_bytes
 
