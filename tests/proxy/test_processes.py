@@ -80,7 +80,7 @@ asyncio.run(main())
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
         pid = int(await asyncio.to_thread(process.stdout.readline))
-        await until(lambda: psutil.Process(pid).cmdline()[0] == "sleep")
+        await until(lambda: psutil.Process(pid).cmdline()[:1] == ["sleep"])
         process.kill()
     await until(lambda: not lives(pid))
 
