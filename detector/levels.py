@@ -135,7 +135,7 @@ def pooled_acceptance(levels: Iterable[MeasuredLevel]) -> Acceptance:
 
 def _usable(observation: Observation) -> bool:
     skip = observation.client_paced or observation.canary or observation.ending.failed
-    told = (observation.decode_seconds, observation.acceptance_length)
+    told = (_seconds(observation), observation.acceptance_length)
     known = [value for value in told if value is not None]
     return _rate(observation) is not None and not skip and all(_LEAST < value < _MOST for value in known)
 
@@ -147,12 +147,8 @@ def _rate(observation: Observation) -> float | None:
 
 def _seconds(observation: Observation) -> float:
     """Decode time; of answers of unknown length each counts as one second."""
-    rate = _rate(observation)
-    if observation.decode_seconds is not None and observation.decode_seconds > 0:
-        return observation.decode_seconds
-    if observation.completion_tokens and rate is not None:
-        return observation.completion_tokens / rate
-    return 1.0
+    known = observation.rate_seconds
+    return 1.0 if known is None else known
 
 
 def _verify_steps(observation: Observation, seconds: float) -> float:

@@ -152,6 +152,21 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int = 1
     """Most requests in flight on this backend while this one ran, itself included."""
 
+    @property
+    def rate_seconds(self) -> float | None:
+        """Decode seconds by the clock that gave the rate; None: not known.
+
+        ``decode_seconds`` is of the arrivals. It is no weight for a rate that the engine told: where the whole answer
+        came in one piece it is 0, however long that took.
+        """
+        rate, tokens, arrivals = self.decode_tokens_per_second, self.completion_tokens, self.decode_seconds
+        arrived = arrivals is not None and arrivals > 0
+        if arrived and self.rate_source in (None, Source.CADENCE):
+            return arrivals
+        if rate is not None and rate > 0 and tokens is not None and tokens > 1:
+            return (tokens - 1) / rate
+        return arrivals if arrived else None
+
 
 class EngineSample(msgspec.Struct, frozen=True, kw_only=True):
     """One reading of an engine's ``/metrics``. A counter the engine does not export is None."""

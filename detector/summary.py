@@ -43,11 +43,9 @@ def time_weighted_rate(observations: Iterable[Observation]) -> float | None:
     tokens = total_seconds = seconds_per_token = 0.0
     answers = 0
     for observation in observations:
-        rate, seconds = observation.decode_tokens_per_second, observation.decode_seconds
+        rate, seconds = observation.decode_tokens_per_second, observation.rate_seconds
         if rate is None or not rate > 0:
             continue
-        if seconds is None and observation.completion_tokens is not None:
-            seconds = observation.completion_tokens / rate
         if seconds is None:
             answers += 1
             seconds_per_token += 1 / rate

@@ -172,7 +172,7 @@ class Control:
             self._cycle_judged(watched)
         if watched.watch.rebases > rebases:
             self._notice(observation.backend, "was degraded for so long that this is its new reference")
-        degraded_seconds = (observation.decode_seconds or 0.0) if verdict.degraded else 0.0
+        degraded_seconds = (observation.rate_seconds or 0.0) if verdict.degraded else 0.0
         self._verdict(watched, before, verdict, degraded_seconds)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("request %s", observation.request_id, extra={"fields": request_fields(observation)})

@@ -213,12 +213,8 @@ def _tokens(one: Observation) -> float:
 
 
 def _seconds(one: Observation) -> float:
-    """Decode seconds, or those that the tokens took at the rate; one second where the length is not known."""
-    if one.decode_seconds:
-        return one.decode_seconds
-    if one.completion_tokens and one.decode_tokens_per_second:
-        return one.completion_tokens / one.decode_tokens_per_second
-    return 1.0
+    """Decode seconds; one second where the length is not known."""
+    return one.rate_seconds or 1.0
 
 
 def _steps(one: Observation) -> float:

@@ -43,7 +43,7 @@ class Tally(msgspec.Struct, kw_only=True):
             self.endings[observation.ending.value] += 1
             return
         self.answered += 1
-        rate, seconds = observation.decode_tokens_per_second, observation.decode_seconds
+        rate, seconds = observation.decode_tokens_per_second, observation.rate_seconds
         if rate and seconds:
             self.decode_tokens += rate * seconds
             self.decode_seconds += seconds

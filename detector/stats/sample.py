@@ -69,7 +69,8 @@ def sample_of(observation: Observation) -> Sample | None:
         return None
     conditional, chain_length = _conditional_acceptance(observation, acceptance_length)
     decode_seconds = _positive(observation.decode_seconds)
-    if decode_seconds is None and tokens is not None and rate is not None:
+    if rate is not None and tokens is not None and (decode_seconds is None or observation.rate_source is Source.ENGINE):
+        # The arrivals may have been collected on the way, the engine's own clock was not.
         decode_seconds = tokens / rate
     # The engine's own clock does not see a stall on the way here.
     gap = _positive(observation.longest_gap_seconds) if observation.rate_source is not Source.ENGINE else None

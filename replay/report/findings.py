@@ -170,15 +170,11 @@ def figures(observations: Iterable[Observation]) -> Figures:
 def _seconds(observation: Observation) -> float | None:
     """Decode time, 1 s where the answer's length is not known; None without a rate."""
     rate = observation.decode_tokens_per_second
-    if rate is None or not rate > 0:
-        return None
-    if observation.decode_seconds is not None and observation.decode_seconds > 0:
-        return observation.decode_seconds
-    return observation.completion_tokens / rate if observation.completion_tokens else 1.0
+    return (observation.rate_seconds or 1.0) if rate is not None and rate > 0 else None
 
 
 def _decode_seconds(observations: Iterable[Observation]) -> float | None:
-    known = [one.decode_seconds for one in observations if one.decode_seconds is not None]
+    known = [seconds for one in observations if (seconds := one.rate_seconds) is not None]
     return sum(known) if known else None
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from detector.advice import advise, assumed_step_seconds
 from detector.levels import Answer, PositionSource, equal_acceptance, measure_level, pooled_acceptance
 from detector.nspec import LevelCost, expected_acceptance_length
-from detector.observation import Ending, Observation, RequestFacts, Step
+from detector.observation import Ending, Observation, RequestFacts, Source, Step
 
 
 def observation(**fields) -> Observation:
@@ -106,6 +106,23 @@ def test_only_the_most_usual_load_counts_and_no_failed_slow_read_or_canary_answe
 def test_two_answers_are_too_few():
     assert measure_level([answer(4, length=3.0, step_seconds=0.01)] * 2, 4) is None
     assert measure_level([], 4) is None
+
+
+def test_an_answer_that_came_in_one_piece_counts_by_the_engines_clock():
+    one_piece = Answer(
+        observation(
+            num_speculative_tokens=4,
+            acceptance_length=3.0,
+            decode_tokens_per_second=300.0,
+            rate_source=Source.ENGINE,
+            completion_tokens=301,
+            decode_seconds=0.0,
+        )
+    )
+    found = measure_level([answer(4, length=3.0, step_seconds=0.01)] * 2 + [one_piece], 4)
+    assert found.answers == 3
+    assert found.tokens_per_second.expected == pytest.approx(300.0)
+    assert found.step_seconds.expected == pytest.approx(0.01)
 
 
 def test_rates_alone_give_a_rate_alone():

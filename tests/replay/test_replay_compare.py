@@ -233,7 +233,12 @@ def test_what_runs_at_once_is_put_in_the_order_of_time() -> None:
 def test_the_ratio_of_rates_is_of_tokens_over_time() -> None:
     def answer(tokens: float, seconds: float) -> Observation:
         observation = traffic("healthy")[0][0]
-        return msgspec.structs.replace(observation, decode_seconds=seconds, decode_tokens_per_second=tokens / seconds)
+        measured = {
+            "completion_tokens": tokens + 1,
+            "decode_seconds": seconds,
+            "decode_tokens_per_second": tokens / seconds,
+        }
+        return msgspec.structs.replace(observation, **measured)
 
     ratio = rate_ratio([answer(100, 2), answer(100, 2)], [answer(300, 1), answer(100, 1)])
     assert ratio is not None
