@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import mul
 from typing import Final
 
 from detector.observation import EngineSample, Observation
@@ -109,12 +110,10 @@ def _against(value: float | None, usual: list[float], least: int = MIN_ANSWERS) 
     """ln(value / geometric mean of the usual ones), and the deviation of those."""
     if value is None or value <= 0 or len(usual) < least:
         return None, None
-    logs = [math.log(one) for one in usual if one > 0]
-    if len(logs) < least:
-        return None, None
+    logs = list(map(math.log, usual))
     mean = sum(logs) / len(logs)
-    variance = sum((one - mean) ** 2 for one in logs) / (len(logs) - 1)
-    return math.log(value) - mean, max(MIN_LOG_ERROR, math.sqrt(variance))
+    variance = (sum(map(mul, logs, logs)) - mean * sum(logs)) / (len(logs) - 1)
+    return math.log(value) - mean, math.sqrt(max(MIN_LOG_ERROR**2, variance))
 
 
 def _slower(timed: Timed | None, law: TimeLaw) -> tuple[float | None, float | None]:

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from detector.stats.cause_table import TABLE, Remedy, Row
-from detector.stats.findings import Findings, Interval, acceptance_length_interval, known, numbers_of
+from detector.stats.findings import Findings, Interval, Numbers, acceptance_length_interval, known
 from detector.verdict import Cause
 
 __all__ = ["Diagnosis", "Findings", "Remedy", "cause_of", "diagnose"]
@@ -40,26 +40,32 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 
 def diagnose(findings: Findings) -> Diagnosis:
     """The cause of what was found: the first row of ``TABLE`` that hits. Defined for all findings; raises nothing."""
-    numbers = numbers_of(findings)
+    numbers = Numbers(findings)
     row = _row(numbers)
     names = dict.fromkeys((*_FACTORS, *(condition.number for condition in row.when)))
-    evidence = {name: _middle(numbers[name]) for name in names if name in numbers}
+    evidence = {name: _middle(number) for name in names if (number := numbers.get(name)) is not None}
     for name in ("acceptance_length", "break_even_acceptance_length"):
-        number = known(getattr(findings, name))
-        if number is not None:
-            evidence[name] = number
+        value = known(getattr(findings, name))
+        if value is not None:
+            evidence[name] = value
     pays = _less_speculation_pays(findings)
     remedies = tuple(remedy for remedy in row.remedies if pays or remedy not in _LESS_SPECULATION)
     return Diagnosis(cause=row.cause, signature=row.name, evidence=evidence, remedies=remedies, why=row.why)
 
 
 def cause_of(findings: Findings) -> Cause:
-    """The cause alone, for half of the time."""
-    return _row(numbers_of(findings)).cause
+    """The cause alone, for less time."""
+    return _row(Numbers(findings)).cause
 
 
-def _row(numbers: dict[str, Interval]) -> Row:
-    return next(row for row in TABLE if all(condition.holds(numbers) for condition in row.when))
+def _row(numbers: Numbers) -> Row:
+    for row in TABLE[:-1]:
+        for condition in row.when:
+            if not condition.holds(numbers.get(condition.number)):
+                break
+        else:
+            return row
+    return TABLE[-1]
 
 
 def _middle(interval: Interval) -> float:

@@ -50,16 +50,15 @@ p_1/p_0 - p_0 = var(p)/E(p) is at most 0.10."""
 
 
 class Condition(msgspec.Struct, frozen=True):
-    """A number of ``numbers_of`` must be within bounds, with the whole of its interval."""
+    """One of ``findings.NUMBERS`` must be within bounds, with the whole of its interval."""
 
     number: str
     at_least: float = -math.inf
     at_most: float = math.inf
     if_unknown: bool = False
 
-    def holds(self, numbers: dict[str, tuple[float, float]]) -> bool:
+    def holds(self, interval: tuple[float, float] | None) -> bool:
         """True where the number is surely within the bounds; ``if_unknown`` where it is not known."""
-        interval = numbers.get(self.number)
         if interval is None:
             return self.if_unknown
         return self.at_least <= interval[0] and interval[1] <= self.at_most

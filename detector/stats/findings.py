@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -92,29 +93,26 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's process is younger than this answer, or this is one of its first answers."""
 
 
-def numbers_of(findings: Findings) -> dict[str, Interval]:
-    """The known numbers by name, each as the interval that holds the true one. What is not known has no entry."""
-    p0 = _first_position(findings)
-    numbers = {
-        "acceptance_log_ratio": _acceptance_log_ratio(findings),
-        "step_log_ratio": _step_log_ratio(findings),
-        "rate_log_ratio": _log_ratio(findings.rate_log_ratio, findings.rate_log_error),
-        "ttft_log_ratio": _log_ratio(findings.ttft_log_ratio, findings.ttft_log_error),
-        "first_position_acceptance": p0,
-        "first_position_share": _share_of(p0, known(findings.expected_first_position_acceptance)),
-        "second_position_given_first": _second_given_first(findings),
-        "second_position_excess": _second_excess(findings, p0),
-        "accepted_share_of_drafts": _accepted_share(findings),
-        "rate_mismatch_nats": _rate_mismatch(findings),
-        "drafting": _point(_drafting(findings)),
-        "queue_signs": _point(_queue_signs(findings)),
-        "load_ratio": _point(_load_ratio(findings)),
-        "prompt_ratio": _point(_ratio(findings.prompt_tokens, findings.longest_usual_prompt_tokens)),
-        "finished_by_length": _point(None if findings.finish_reason is None else findings.finish_reason == "length"),
-    }
-    for name in _AS_THEY_ARE:
-        numbers[name] = _point(getattr(findings, name))
-    return {name: each for name, each in numbers.items() if each is not None and math.isfinite(each[1])}
+class Numbers:
+    """The numbers of some findings by name, each as the interval that holds the true one.
+
+    They are worked out when they are asked for: most rows of the table fall at their first condition.
+    """
+
+    def __init__(self, findings: Findings) -> None:
+        self._findings = findings
+        self._known: dict[str, Interval | None] = {}
+
+    def get(self, name: str) -> Interval | None:
+        """One of ``NUMBERS``; None where it is not known."""
+        try:
+            return self._known[name]
+        except KeyError:
+            interval = NUMBERS[name](self._findings)
+            if interval is not None and not math.isfinite(interval[1]):
+                interval = None
+            self._known[name] = interval
+            return interval
 
 
 def acceptance_length_interval(findings: Findings) -> Interval | None:
@@ -133,20 +131,6 @@ def acceptance_length_interval(findings: Findings) -> Interval | None:
 def known(number: float | None) -> float | None:
     """The number if it is one: neither None nor NaN, nor as large as no measurement is."""
     return float(number) if number is not None and -LARGEST < number < LARGEST else None
-
-
-_AS_THEY_ARE: Final = (
-    "cached_share",
-    "client_paced",
-    "completion_tokens",
-    "content_differs",
-    "engine_awake",
-    "other_answers_degraded",
-    "preemptions",
-    "process_restarted",
-    "sibling_busy",
-    "visible_bytes_per_token",
-)
 
 
 def _point(number: float | None) -> Interval | None:
@@ -206,7 +190,8 @@ def _first_position(findings: Findings) -> Interval | None:
     return lowest, wilson_interval(length - 1, steps)[1]
 
 
-def _share_of(interval: Interval | None, reference: float | None) -> Interval | None:
+def _first_position_share(findings: Findings) -> Interval | None:
+    interval, reference = _first_position(findings), known(findings.expected_first_position_acceptance)
     if interval is None or reference is None or reference <= 0:
         return None
     return interval[0] / reference, interval[1] / reference
@@ -220,8 +205,8 @@ def _second_given_first(findings: Findings) -> Interval | None:
     return wilson_interval(positions[1] / positions[0], _steps(findings) * positions[0])
 
 
-def _second_excess(findings: Findings, p0: Interval | None) -> Interval | None:
-    second = _second_given_first(findings)
+def _second_excess(findings: Findings) -> Interval | None:
+    second, p0 = _second_given_first(findings), _first_position(findings)
     return None if second is None or p0 is None else (second[0] - p0[1], second[1] - p0[0])
 
 
@@ -283,3 +268,41 @@ def _load_ratio(findings: Findings) -> float | None:
     """Requests on the engine, by the proxy's count or by its own, to the most that the baseline knows."""
     counts = [count for count in (known(findings.in_flight), known(findings.requests_running)) if count is not None]
     return _ratio(max(counts), findings.most_usual_in_flight) if counts else None
+
+
+def _itself(name: str) -> Callable[[Findings], Interval | None]:
+    return lambda findings: _point(getattr(findings, name))
+
+
+def _finished_by_length(findings: Findings) -> float | None:
+    return None if findings.finish_reason is None else findings.finish_reason == "length"
+
+
+NUMBERS: Final[dict[str, Callable[[Findings], Interval | None]]] = {
+    "acceptance_log_ratio": _acceptance_log_ratio,
+    "step_log_ratio": _step_log_ratio,
+    "rate_log_ratio": lambda findings: _log_ratio(findings.rate_log_ratio, findings.rate_log_error),
+    "ttft_log_ratio": lambda findings: _log_ratio(findings.ttft_log_ratio, findings.ttft_log_error),
+    "first_position_acceptance": _first_position,
+    "first_position_share": _first_position_share,
+    "second_position_given_first": _second_given_first,
+    "second_position_excess": _second_excess,
+    "accepted_share_of_drafts": _accepted_share,
+    "rate_mismatch_nats": _rate_mismatch,
+    "drafting": lambda findings: _point(_drafting(findings)),
+    "queue_signs": lambda findings: _point(_queue_signs(findings)),
+    "load_ratio": lambda findings: _point(_load_ratio(findings)),
+    "prompt_ratio": lambda findings: _point(_ratio(findings.prompt_tokens, findings.longest_usual_prompt_tokens)),
+    "finished_by_length": lambda findings: _point(_finished_by_length(findings)),
+    "cached_share": _itself("cached_share"),
+    "client_paced": _itself("client_paced"),
+    "completion_tokens": _itself("completion_tokens"),
+    "content_differs": _itself("content_differs"),
+    "engine_awake": _itself("engine_awake"),
+    "other_answers_degraded": _itself("other_answers_degraded"),
+    "preemptions": _itself("preemptions"),
+    "process_restarted": _itself("process_restarted"),
+    "sibling_busy": _itself("sibling_busy"),
+    "visible_bytes_per_token": _itself("visible_bytes_per_token"),
+}
+"""What the conditions of the table may name."""
