@@ -9,6 +9,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 
+_FINISHES = b'"finish_reason":"'
+
+
 class Cutter:
     """Passes bytes both ways."""
 
@@ -23,7 +26,8 @@ class Cutter:
         self.cuts = 0
 
     def cut(self, after: int, *, times: int = 1) -> None:
-        """Cut the next answers that are longer than this."""
+        """Cut the next answers after so many events, or before the one that finishes them: a busy engine puts many
+        tokens into one event."""
         self.after, self.cuts_left = after, times
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -59,8 +63,9 @@ class Cutter:
         room = self.after
         while data := await reader.read(65536):
             head, *events = data.split(b"data: ")
-            if self.cuts_left and len(events) > room:
-                writer.write(b"data: ".join([head, *events[:room]]))
+            place = next((at for at, event in enumerate(events) if at >= room or _FINISHES in event), None)
+            if self.cuts_left and place is not None:
+                writer.write(b"data: ".join([head, *events[:place]]))
                 self.cuts_left -= 1
                 self.cuts += 1
                 return
