@@ -18,7 +18,7 @@ from detector.phases_state import PhasesState, remember_level
 from detector.stats.cycle import CycleConfig, CycleVerdict
 from detector.verdict import Episode, LongForecast, Verdict
 
-SNAPSHOT_VERSION = 5
+SNAPSHOT_VERSION = 6
 
 
 class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

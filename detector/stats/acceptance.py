@@ -112,7 +112,8 @@ class _Model(NamedTuple):
 
     def likelihoods(self, kernels: Array) -> Array:
         """Of an answer, or of each of several: healthy, collapsed, and with a collapse that begins in it."""
-        likelihoods: Array = self.all.dot(kernels.reshape(*kernels.shape[:-2], -1).T)
+        rows = kernels.ravel() if kernels.ndim == 2 else kernels.reshape(len(kernels), -1).T
+        likelihoods: Array = self.all.dot(rows)
         return likelihoods
 
 
@@ -175,11 +176,9 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
             trust = healthy / (healthy + DOUBTED * collapsed)
         numbers = np.arange(self.answers + 1, self.answers + len(acceptances) + 1)
         self.answers += len(acceptances)
-        rates = trust * np.maximum(1 / (numbers + 1), 1 / MEMORY_ANSWERS)
-        # What each answer and those after it leave of what was known before.
-        kept = np.cumprod(1 - rates[::-1])[::-1]
-        gains = (rates * kept / (1 - rates))[:, None] / predicted
-        weights = kept[0] * self._weights() + (gains[:, :, None] * joint).sum(axis=0) @ _SMOOTHER
+        kept, shares = _recursion(trust * np.maximum(1 / (numbers + 1), 1 / MEMORY_ANSWERS))
+        gains = shares[:, None] / predicted
+        weights = kept * self._weights() + (gains[:, :, None] * joint).sum(axis=0) @ _SMOOTHER
         self.weights = (weights / weights.sum(axis=1, keepdims=True)).tobytes()
         if self.answers > UNSCORED_ANSWERS:
             memory = SCORE_MEMORY ** (self.answers - numbers)
@@ -187,14 +186,15 @@ class AcceptanceLaw(msgspec.Struct, kw_only=True):
             scores += (memory * trust) @ np.log(predicted)
             self.scores = (scores - scores.max()).tobytes()
 
-    def learn_collapsed(self, acceptance: Acceptance) -> None:
-        """Take one answer of a collapse in."""
+    def learn_collapsed(self, *acceptances: Acceptance) -> None:
+        """Take answers of a collapse in, like ``learn``."""
         model = self._model()
-        joint = model.collapsed * (model.shares @ _kernel(acceptance))
-        self.collapsed_answers += 1
-        rate = max(1 / (self.collapsed_answers + 1), 1 / COLLAPSE_MEMORY_ANSWERS)
-        posterior = joint @ _SMOOTHER / joint.sum()
-        weights = (1 - rate) * (np.frombuffer(self.collapsed) if self.collapsed else model.collapsed) + rate * posterior
+        joint = model.collapsed * np.array([model.shares @ _kernel(one) for one in acceptances])
+        numbers = np.arange(self.collapsed_answers + 1, self.collapsed_answers + len(acceptances) + 1)
+        self.collapsed_answers += len(acceptances)
+        kept, shares = _recursion(np.maximum(1 / (numbers + 1), 1 / COLLAPSE_MEMORY_ANSWERS))
+        before = np.frombuffer(self.collapsed) if self.collapsed else model.collapsed
+        weights = kept * before + (shares / joint.sum(axis=1)) @ joint @ _SMOOTHER
         self.collapsed = (weights / weights.sum()).tobytes()
 
     def nats(self, acceptance: Acceptance, other_ratio: float = 1.0, freak: float = FREAK) -> LogRatios:
@@ -254,6 +254,13 @@ def _quantile(weights: bytes, scores: bytes, share: float) -> float:
     # A grid point stands for the contents half a step to each side.
     log_odds = float(np.interp(share, np.cumsum(shares @ healthy), _UPPER_EDGES))
     return 1 / (1 + math.exp(-log_odds))
+
+
+def _recursion(rates: Array) -> tuple[float, Array]:
+    """Shares, after answers that were learned one after the other at these rates, of what was known before them and of
+    each of them."""
+    kept = np.cumprod(1 - rates[::-1])[::-1]
+    return float(kept[0]), rates * kept / (1 - rates)
 
 
 def _log_ratio(above: float, below: float) -> float:

@@ -18,10 +18,12 @@ MIN_ANSWERS = 3
 """Fewer say nothing yet."""
 MIN_LINE_ANSWERS = 10
 """Fewer say nothing yet of how load and context move a rate."""
-BATCH = 8
+BATCH = 16
 """Healthy answers whose acceptance is learned at once, which costs little more than one."""
-BATCH_SHARE = 0.02
+BATCH_SHARE = 0.04
 """They are at most this share of all that were learned: each of the first ones counts for much."""
+COLLAPSED_BATCH, COLLAPSED_BATCH_SHARE = 4, 0.1
+"""The same for answers of collapses."""
 EARLY = 40
 """First answers that are kept whole, to tell a start in the middle of a collapse."""
 ASSUMED_TOKENS = 200.0
@@ -78,6 +80,10 @@ class Baseline(msgspec.Struct, kw_only=True):
     """Healthy answers of which only the step time is learned yet."""
     answers: int = 0
     """All that were taken in."""
+    waiting_collapsed: list[Sample] = []
+    """Answers of collapses that are not learned yet."""
+    collapsed_answers: int = 0
+    """All of them that were taken in."""
 
     def learn(self, sample: Sample) -> None:
         """Take one healthy answer into the reference: its step time at once, the rest ``BATCH`` answers at a time."""
@@ -86,7 +92,7 @@ class Baseline(msgspec.Struct, kw_only=True):
             self.step_seconds.learn(step, STEP)
         self.answers += 1
         self.waiting.append(sample)
-        if len(self.waiting) >= min(BATCH, BATCH_SHARE * self.answers):
+        if self.answers <= EARLY or len(self.waiting) >= min(BATCH, BATCH_SHARE * self.answers):
             samples, self.waiting = self.waiting, []
             self._learn_batch(samples)
 
@@ -147,13 +153,20 @@ class Baseline(msgspec.Struct, kw_only=True):
                 self.token_seconds.learn(token, RATE)
 
     def learn_collapsed(self, sample: Sample) -> None:
-        """Take one answer of a collapse of acceptance in."""
-        acceptance = acceptance_of(sample)
-        if acceptance is not None and not sample.upper_bound:
-            self.law_of(acceptance).learn_collapsed(acceptance)
+        """Take one answer of a collapse of acceptance in: its step time at once, its acceptance with some more."""
         step = step_time_of(sample)
         if step is not None and self.step_seconds.answers >= MIN_ANSWERS:
             self.step_seconds.learn_drag(step)
+        self.collapsed_answers += 1
+        self.waiting_collapsed.append(sample)
+        if len(self.waiting_collapsed) < min(COLLAPSED_BATCH, COLLAPSED_BATCH_SHARE * self.collapsed_answers):
+            return
+        samples, self.waiting_collapsed = self.waiting_collapsed, []
+        told = [acceptance for one in samples if not one.upper_bound and (acceptance := acceptance_of(one)) is not None]
+        for law in (self.first_position, self.chain):
+            its = [acceptance for acceptance in told if self.law_of(acceptance) is law]
+            if its:
+                law.learn_collapsed(*its)
 
     def rebuild(self, samples: list[Sample]) -> None:
         """Forget the reference and learn it from these answers."""
@@ -161,6 +174,7 @@ class Baseline(msgspec.Struct, kw_only=True):
         self.acceptance_lengths, self.conditional_acceptances = [], []
         self.loads, self.contexts, self.ttft_seconds, self.medians = [], [], [], Medians()
         self.waiting, self.answers, self.step_floor = [], 0, None
+        self.waiting_collapsed, self.collapsed_answers = [], 0
         self.first_position, self.chain, self.paced = empty.first_position, empty.chain, empty.paced
         self.step_seconds, self.token_seconds = empty.step_seconds, empty.token_seconds
         for sample in samples:

@@ -59,13 +59,16 @@ def cause_of(findings: Findings) -> Cause:
 
 
 def _row(numbers: Numbers) -> Row:
-    for row in TABLE[:-1]:
-        for condition in row.when:
-            if not condition.holds(numbers.get(condition.number)):
+    for row, conditions in _ROWS:
+        for number, holds in conditions:
+            if not holds(numbers.get(number)):
                 break
         else:
             return row
     return TABLE[-1]
+
+
+_ROWS: Final = [(row, [(condition.number, condition.holds) for condition in row.when]) for row in TABLE[:-1]]
 
 
 def _middle(interval: Interval) -> float:

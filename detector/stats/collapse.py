@@ -58,7 +58,9 @@ class Evidence(msgspec.Struct, frozen=True):
     @property
     def factors(self) -> tuple[Factor, ...]:
         """Those that are known."""
-        return tuple(factor for factor in (self.acceptance, self.step) if factor is not None)
+        if self.acceptance is None or self.step is None:
+            return tuple(factor for factor in (self.acceptance, self.step) if factor is not None)
+        return self.acceptance, self.step
 
     @property
     def loudest(self) -> Factor:

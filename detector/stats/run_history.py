@@ -28,6 +28,8 @@ class RunHistory(msgspec.Struct, kw_only=True):
     """The last runs, the oldest first; as many as laws are learned from and as may wait for that."""
     waiting: dict[Clock, int] = {}
     """How many of them, the last ones, the laws in force do not know."""
+    scales: dict[Clock, float] = {}
+    """Typical lengths that the laws in force are tabulated in."""
     scores: dict[Clock, float] = {}
     """Sum of the log probabilities that a clock gave to the cells in which the runs ended."""
     count: int = 0
@@ -95,5 +97,7 @@ class RunLaws:
         self._current = None
 
     def _keep_up(self, new: dict[Clock, int]) -> None:
-        windows = [self._windows.setdefault(clock, RunWindow()) for clock in new]
+        scales = self.history.scales
+        windows = [self._windows.setdefault(clock, RunWindow(scales.get(clock, 0.0))) for clock in new]
         keep_up(windows, [self.history.learned(clock) for clock in new], list(new.values()))
+        scales.update(zip(new, [window.scale for window in windows], strict=True))

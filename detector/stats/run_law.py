@@ -44,6 +44,8 @@ TABLE: Array = np.concatenate(
 _PRIOR_POINTS = 320
 _SCALES_PER_NAT = 4
 """The typical length is rounded, so that what was computed for a past run can be used again."""
+KEPT_SCALE_NATS = 0.35
+"""And it stays while it is off by no more than this, for the same reason."""
 _CACHED_SCALES = 64
 
 _AGE_WEIGHTS: Array = FORGETTING ** np.arange(WINDOW - 1.0, -1.0, -1.0)
@@ -105,8 +107,9 @@ class RunWindow:
     Rows are written behind each other, and the last ``WINDOW`` of them are the window.
     """
 
-    def __init__(self) -> None:
-        self.scale, self._end = 0.0, 0
+    def __init__(self, scale: float = 0.0) -> None:
+        """scale: the typical length that such a window had before; 0: none."""
+        self.scale, self._end = scale, 0
         self._log_parts = np.empty((2 * WINDOW, PARTS))
 
     @property
@@ -116,7 +119,7 @@ class RunWindow:
 
     def missing(self, runs: Sequence[Interval], new: int) -> list[Interval]:
         """The cells that are to be appended, now that these are the runs, so many of them new."""
-        scale = typical_length(runs)
+        scale = typical_length(runs, self.scale)
         if scale != self.scale:
             self.scale, self._end, new = scale, 0, WINDOW
         elif self._end + new > 2 * WINDOW:
@@ -195,10 +198,12 @@ def prior_law(
     return RunLaw(points, share * known + (1 - share) * broad_below(points.array / mean))
 
 
-def typical_length(runs: Sequence[Interval]) -> float:
-    """Median of the middles of the last cells, rounded to a quarter of a nat."""
+def typical_length(runs: Sequence[Interval], before: float = 0.0) -> float:
+    """Median of the middles of the last cells, rounded to a quarter of a nat; ``before``, if that is near enough."""
     doubled = sorted([low + high for low, high in runs[-WINDOW:]])
     middle = (doubled[len(doubled) // 2] + doubled[(len(doubled) - 1) // 2]) / 4
+    if before > 0 and abs(math.log(middle / before)) <= KEPT_SCALE_NATS:
+        return before
     return math.exp(round(math.log(middle) * _SCALES_PER_NAT) / _SCALES_PER_NAT)
 
 

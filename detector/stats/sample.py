@@ -11,7 +11,9 @@ from detector.observation import Ending, Observation, Quality, Source
 MIN_JUDGED_TOKENS = 16
 """An answer that the client broke off before this many tokens is not judged."""
 ROUNDING = 1e-7
-"""A chain's acceptance is worked out to this; nearer to 1 the sum of its powers is known too badly."""
+"""Nearer to 1 than this, the sum of a chain's powers is known too badly."""
+LAST_NEWTON_STEP = 1e-4
+"""A smaller step leaves about its square."""
 MAX_NEWTON_STEPS = 50
 """Six are enough for any K in use."""
 MAX_GAP_SHARE = 0.9
@@ -114,7 +116,7 @@ def chain_acceptance(accepted_per_step: float, chain_length: int | None) -> floa
         off = p * (1 - full) / (1 - p) - accepted_per_step
         step = off * (1 - p) ** 2 / (1 - (chain_length + 1 - chain_length * p) * full)
         p -= step
-        if step < ROUNDING:
+        if step < LAST_NEWTON_STEP:
             break
     return min(1.0, p)
 

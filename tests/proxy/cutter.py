@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
-
 _FINISHES = b'"finish_reason":"'
 
 

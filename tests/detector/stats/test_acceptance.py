@@ -186,6 +186,20 @@ def test_several_answers_at_once_teach_what_they_teach_one_by_one():
     assert at_once.quantile(0.1) == pytest.approx(one_by_one.quantile(0.1), abs=0.005)
 
 
+def test_several_collapsed_answers_at_once_teach_what_they_teach_one_by_one():
+    at_once, one_by_one = learned(3.5, times=100), learned(3.5, times=100)
+    for law in (at_once, one_by_one):
+        for _ in range(40):
+            law.learn_collapsed(answer(0.2))
+    batch = [answer(accepted, tokens) for accepted in (0.1, 0.4) for tokens in (80.0, 900.0)]
+    at_once.learn_collapsed(*batch)
+    for each in batch:
+        one_by_one.learn_collapsed(each)
+    assert at_once.collapsed_answers == one_by_one.collapsed_answers == 44
+    for accepted in (0.1, 0.4, 1.2, 2.5):
+        assert evidence(at_once, accepted) == pytest.approx(evidence(one_by_one, accepted), abs=0.1)
+
+
 def test_the_law_survives_a_snapshot():
     law = learned(3.5, 2.2)
     again = msgspec.msgpack.decode(msgspec.msgpack.encode(law), type=AcceptanceLaw)

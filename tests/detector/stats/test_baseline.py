@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from detector.stats.baseline import BATCH, BATCH_SHARE, EARLY, WINDOW, Baseline
+from detector.stats.baseline import BATCH, BATCH_SHARE, COLLAPSED_BATCH, EARLY, WINDOW, Baseline
 from detector.stats.sample import Sample, chain_acceptance
 
 
@@ -156,6 +156,19 @@ def test_acceptance_is_learned_in_batches_and_step_time_at_once():
     assert (baseline.chain.answers, baseline.step_seconds.answers) == (chain, steps + BATCH - 1)
     baseline.learn(sample(2.2))
     assert (baseline.chain.answers, baseline.waiting) == (chain + BATCH, [])
+
+
+def test_collapsed_answers_are_learned_in_batches_too_and_the_first_of_them_at_once():
+    baseline = full_batches()
+    learned_of = []
+    for _ in range(10 * COLLAPSED_BATCH + 1):
+        baseline.learn_collapsed(sample(1.2))
+        learned_of.append(baseline.chain.collapsed_answers)
+    assert learned_of[:10] == list(range(1, 11))
+    assert learned_of[-1] - learned_of[-1 - COLLAPSED_BATCH] == COLLAPSED_BATCH
+    assert len(set(learned_of[-COLLAPSED_BATCH:])) <= 2
+    baseline.rebuild([sample()])
+    assert (baseline.chain.collapsed_answers, baseline.waiting_collapsed) == (0, [])
 
 
 def test_the_first_answers_do_not_wait():

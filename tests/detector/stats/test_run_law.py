@@ -75,6 +75,17 @@ def test_laws_are_the_same_whether_kept_up_or_made_from_a_stored_history(lengths
             assert law.cumulative.tolist() == fresh[clock].cumulative.tolist()
 
 
+def test_a_typical_length_that_hovers_between_two_roundings_stays_as_it_was():
+    kept, scales = RunLaws(RunHistory()), set()
+    for run in runs([20, 27] * 30):
+        kept.add(run)
+        scales.add(kept.history.scales[Clock.REQUESTS])
+    assert len(scales) <= 2
+    for run in runs([60] * 30):
+        kept.add(run)
+    assert kept.history.scales[Clock.REQUESTS] == pytest.approx(60, rel=0.3)
+
+
 def test_the_first_runs_are_learned_from_one_by_one_and_later_ones_together():
     kept, changes = RunLaws(RunHistory()), []
     for number, run in enumerate(runs([4, 9, 7] * 9), start=1):
