@@ -34,11 +34,12 @@ def evidence_of(state: PhasesState, alarm_nats: float, sample: Sample | None) ->
         "evidence_nats": state.detector.nats,
         "answer_evidence_nats": state.evidence_nats,
         "alarm_nats": alarm_nats,
-        "step_evidence_nats": state.step_rule.nats or None,
         "reference_acceptance_length": usual.acceptance_length,
         "reference_step_seconds": usual.step_seconds,
         "reference_decode_tokens_per_second": usual.decode_tokens_per_second,
     }
+    if state.step_rule.nats:
+        numbers["step_evidence_nats"] = state.step_rule.nats
     if sample is not None:
         numbers |= {
             "acceptance_length": sample.acceptance_length,

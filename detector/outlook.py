@@ -14,7 +14,7 @@ import msgspec
 from detector.episodes import Boundary
 from detector.observation import Observation
 from detector.stats.clocks import BackendClocks, Clock
-from detector.stats.cycle import CycleConfig, CycleState, CycleTest, CycleVerdict
+from detector.stats.cycle import CycleConfig, CycleState, CycleTest, CycleVerdict, Judgement
 from detector.stats.regime import Regime, RegimeState
 from detector.stats.runs import RunRecorder
 from detector.verdict import Forecast, LongForecast
@@ -52,6 +52,11 @@ class Outlook:
     def cycle(self) -> CycleVerdict:
         """What is known of a cycle."""
         return self._cycle.verdict
+
+    @property
+    def cycle_judgement(self) -> Judgement:
+        """The first word of it, for much less time."""
+        return self._cycle.judgement
 
     @property
     def forecast(self) -> Forecast | None:

@@ -7,8 +7,6 @@ the episode; one more makes the backend healthy.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import msgspec
 
 from detector.diagnosis import cause_of_collapse, cause_of_slow_answer, diagnose_answer
@@ -34,7 +32,7 @@ RECOVERY_NATS = 2.0
 """An episode is over at this much evidence for health: one answer of 64 tokens of usual content gives more."""
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """One ended answer, as far as it says something about the backend."""
 
     request: int

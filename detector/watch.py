@@ -15,7 +15,7 @@ from detector.observation import EngineSample, Observation, Step
 from detector.outlook import Outlook, OutlookState
 from detector.phases import Phases
 from detector.phases_state import PhasesState, remember_level
-from detector.stats.cycle import CycleConfig, CycleVerdict
+from detector.stats.cycle import CycleConfig, CycleVerdict, Judgement
 from detector.verdict import Episode, LongForecast, Verdict
 
 SNAPSHOT_VERSION = 6
@@ -95,6 +95,11 @@ class Watch:
         return self._outlook.cycle
 
     @property
+    def cycle_judgement(self) -> Judgement:
+        """Whether they do, for much less time: it may be asked for after every answer."""
+        return self._outlook.cycle_judgement
+
+    @property
     def strongest_cycle(self) -> CycleVerdict:
         """That of the level with the most evidence for one; nothing may have collapsed at the last level."""
         others = [self._outlook_of(state).cycle for state in self._other_outlooks.values()]
@@ -129,7 +134,8 @@ class Watch:
             phases = self._phases
             self._follow_level()
             self._outlook.update(number, observation, phases.last_evidence_nats, phases.take_boundaries(), recovered_at)
-        self._verdict = msgspec.structs.replace(verdict, forecast=self._outlook.forecast)
+        forecast = self._outlook.forecast
+        self._verdict = verdict if forecast is None else msgspec.structs.replace(verdict, forecast=forecast)
         return self._verdict
 
     def update_step(self, request_id: str, step: Step) -> Verdict | None:

@@ -39,7 +39,7 @@ from proxy.effects.protocol import EffectError, Notify, Outcome
 from proxy.events import Event, Events, Left, Measured, Returned, Sampled, Stepped, Unreachable
 from proxy.gateway import Gateway
 from proxy.logs import request_fields, rounded
-from proxy.metrics import Metrics
+from proxy.metrics import Metrics, cycle_series
 from proxy.policy_settings import policy_config
 from proxy.recording import Recording
 from proxy.routing import Routing
@@ -118,6 +118,7 @@ class Control:
         self._tracing = tracing
         self._canary = Canary(session, self._canary_ended, self._canary_failed)
         self._avoided = Avoided()
+        metrics.add_collector(lambda: cycle_series({name: one.watch.cycle for name, one in self.watched.items()}))
         self.publish()
 
     async def run(self) -> None:
@@ -165,10 +166,10 @@ class Control:
             self._avoided.answered(observation, time.monotonic(), self.policy, random.random())
         if not watched.reachable and observation.status is not None:
             self._reachability(observation.backend, True, "answers again")
-        before, cycle, rebases = watched.watch.verdict, watched.watch.cycle, watched.watch.rebases
+        before, judgement, rebases = watched.watch.verdict, watched.watch.cycle_judgement, watched.watch.rebases
         verdict = watched.watch.update(observation)
-        self._metrics.outlook(observation.backend, watched.watch.cycle, verdict.forecast)
-        if watched.watch.cycle.verdict != cycle.verdict:
+        self._metrics.forecast(observation.backend, verdict.forecast)
+        if watched.watch.cycle_judgement != judgement:
             self._cycle_judged(watched)
         if watched.watch.rebases > rebases:
             self._notice(observation.backend, "was degraded for so long that this is its new reference")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -12,7 +12,6 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from detector.observation import Ending, EngineSample, Observation
-from detector.stats.clocks import Clock
 from detector.stats.cycle import CycleVerdict
 from detector.verdict import Cause, Episode, Forecast, Phase, Verdict
 from proxy.effects.protocol import Outcome, Restart
@@ -54,10 +53,6 @@ class Metrics:
         self._episodes = self._counter("episodes", "Collapses that were seen.", "backend", "cause")
         self._collapse = self._counter("collapse_seconds", "Decode time spent in degraded phases.", "backend")
         self._lost = self._counter("tokens_lost", "Tokens that the healthy rate would have added.", "backend")
-        self._cycle_evalue = self._gauge("cycle_evalue", "Evidence that collapses come in a cycle.", "backend")
-        self._cycle_period = self._gauge(
-            "cycle_period", "Mean length of the cycle on each clock, while one is certified.", "backend", "clock"
-        )
         self._next_degraded = self._gauge(
             "next_degraded_probability", "That the next request to the backend is degraded; NaN: unknown.", "backend"
         )
@@ -83,8 +78,6 @@ class Metrics:
             "upstream_scrape_failures", "Scrapes without the engine's own metrics.", "backend"
         )
         self._levels: dict[str, str] = {}
-        self._periods: dict[str, set[Clock]] = {}
-        """Clocks whose period is exported, by backend."""
         self._reload = self._gauge("config_last_reload_successful", "0 after a configuration that was refused.")
         self._reload.set(1)
         self._judged: dict[str, tuple[Phase, bool]] = {}
@@ -113,7 +106,6 @@ class Metrics:
             self._episodes.labels(name, cause)
         self._degraded.labels(name).set(0)
         self._reachable.labels(name).set(1)
-        self._cycle_evalue.labels(name).set(1)
         self._next_degraded.labels(name).set(math.nan)
         for ending in Ending:
             # A series that is born with its first failure shows no increase of it to Prometheus.
@@ -198,16 +190,10 @@ class Metrics:
                 lost_before = lost
         self._seen_episodes[backend] = (seen, lost_before)
 
-    def outlook(self, backend: str, cycle: CycleVerdict, forecast: Forecast | None) -> None:
-        """What is known of the backend's cycle, and what is expected of it."""
-        self._cycle_evalue.labels(backend).set(cycle.e_value)
+    def forecast(self, backend: str, forecast: Forecast | None) -> None:
+        """What is expected of the backend."""
         probability = forecast.next_request_probability if forecast is not None else None
         self._next_degraded.labels(backend).set(math.nan if probability is None else probability)
-        for clock, period in cycle.periods.items():
-            self._cycle_period.labels(backend, clock).set(period.estimate)
-        for clock in self._periods.pop(backend, set()) - set(cycle.periods):
-            self._cycle_period.remove(backend, clock)
-        self._periods[backend] = set(cycle.periods)
 
     def reloaded(self, *, accepted: bool) -> None:
         """The configuration was read again."""
@@ -289,3 +275,20 @@ def counter(name: str, text: str, value: float) -> CounterMetricFamily:
 def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     """A gauge whose value is kept elsewhere."""
     return GaugeMetricFamily(f"specbreaker_{name}", text, value=value)
+
+
+def cycle_series(cycles: Mapping[str, CycleVerdict]) -> Iterable[Metric]:
+    """What is known of the cycle of each backend."""
+    evidence = GaugeMetricFamily(
+        "specbreaker_cycle_evalue", "Evidence that collapses come in a cycle.", labels=["backend"]
+    )
+    periods = GaugeMetricFamily(
+        "specbreaker_cycle_period",
+        "Mean length of the cycle on each clock, while one is certified.",
+        labels=["backend", "clock"],
+    )
+    for backend, cycle in cycles.items():
+        evidence.add_metric([backend], cycle.e_value)
+        for clock, period in cycle.periods.items():
+            periods.add_metric([backend, clock], period.estimate)
+    return evidence, periods

@@ -22,7 +22,7 @@ BATCH = 16
 """Healthy answers whose acceptance is learned at once, which costs little more than one."""
 BATCH_SHARE = 0.04
 """They are at most this share of all that were learned: each of the first ones counts for much."""
-COLLAPSED_BATCH, COLLAPSED_BATCH_SHARE = 4, 0.1
+COLLAPSED_BATCH, COLLAPSED_BATCH_SHARE = 8, 0.1
 """The same for answers of collapses."""
 EARLY = 40
 """First answers that are kept whole, to tell a start in the middle of a collapse."""

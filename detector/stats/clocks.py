@@ -32,7 +32,7 @@ class Clock(StrEnum):
     SECONDS = "seconds"
 
 
-class ClockReading(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class ClockReading(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """One value for each clock: totals since some start, or the advance between two points. None: unknown."""
 
     requests: float | None = None
@@ -81,7 +81,7 @@ ZERO = ClockReading(requests=0.0, tokens=0.0, steps=0.0, kv_blocks=0.0, seconds=
 UNKNOWN = ClockReading()
 
 
-class Advance(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class Advance(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """What one answer added to the clocks."""
 
     clocks: ClockReading

@@ -39,7 +39,7 @@ STALL_MARGIN = 2.0
 MAX_DETECTOR = 1e12
 
 
-class Factor(msgspec.Struct, frozen=True):
+class Factor(msgspec.Struct, frozen=True, gc=False):
     """What an answer says of one factor of its speed, in nats: log likelihood ratios of degraded against healthy."""
 
     nats: float
@@ -48,7 +48,7 @@ class Factor(msgspec.Struct, frozen=True):
     cause: Cause
 
 
-class Evidence(msgspec.Struct, frozen=True):
+class Evidence(msgspec.Struct, frozen=True, gc=False):
     """What one answer says: of one factor, or of both."""
 
     acceptance: Factor | None

@@ -103,8 +103,17 @@ class CycleTest:
         """To be stored; a test made from it goes on where this one was."""
         self.runs = RunLaws(self.state.history)
         """The healthy runs, and the laws learned from them."""
+        self._judgement: Judgement | None = None
         self._verdict: CycleVerdict | None = None
         self._clock = self._named_clock()
+
+    @property
+    def judgement(self) -> Judgement:
+        """That of the verdict, known without the rest of it."""
+        if self._judgement is None:
+            cyclic = self._e_value() >= self._config.certificate_e_value
+            self._judgement = "cyclic" if cyclic else "not_cyclic" if self._refuted() else "undetermined"
+        return self._judgement
 
     @property
     def verdict(self) -> CycleVerdict:
@@ -132,7 +141,7 @@ class CycleTest:
             state.periods.append(state.last_degraded.plus(run.actual))
             del state.periods[:-MAX_PERIODS]
             state.last_degraded = None
-        self._verdict, self._clock = None, self._named_clock()
+        self._judgement, self._verdict, self._clock = None, None, self._named_clock()
 
     def restart(self) -> None:
         """The backend was launched anew: the period under way has no end. What was learned stays."""
@@ -161,15 +170,13 @@ class CycleTest:
         return sum(share * math.exp(self.state.log_e[name]) for name, share in self.state.stakes.items())
 
     def _judge(self) -> CycleVerdict:
-        e_value, clock = self._e_value(), self._clock
-        cyclic = e_value >= self._config.certificate_e_value
-        periods = _periods(self.state.periods) if cyclic else {}
-        verdict: Judgement = "cyclic" if cyclic else "not_cyclic" if self._refuted() else "undetermined"
+        clock = self._clock
+        periods = _periods(self.state.periods) if self.judgement == "cyclic" else {}
         return CycleVerdict(
-            verdict=verdict,
+            verdict=self.judgement,
             clock=clock,
             period=periods.get(clock) if clock is not None else None,
-            e_value=e_value,
+            e_value=self._e_value(),
             p_value=min(1.0, math.exp(-self.state.max_log_e)),
             runs=self.state.history.count,
             periods=periods,

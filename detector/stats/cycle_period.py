@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import mul
 from statistics import median
 
 import msgspec
@@ -63,13 +64,15 @@ def period_of(gaps: Sequence[ClockReading], clock: Clock) -> Period | None:
     An onset is only known to within the answer it fell into. Consecutive gaps share their onsets, so these roundings
     cancel in the sum but for the two ends: half an answer each, over n gaps. The rest is Student's t.
     """
+    name = clock.value
     kept = usual_gaps(gaps, clock)
     count = len(kept)
     if count < 2:
         return None
-    lengths = [length for gap in kept if (length := getattr(gap, clock)) is not None]
+    lengths = [getattr(gap, name) for gap in kept]
     estimate = sum(lengths) / count
-    variance = sum([(length - estimate) ** 2 for length in lengths]) / (count - 1)
+    off = [length - estimate for length in lengths]
+    variance = sum(map(mul, off, off)) / (count - 1)
     rounding = 0.0
     if clock is not Clock.REQUESTS:
         answers = [length / gap.requests for gap, length in zip(kept, lengths, strict=True) if gap.requests]
@@ -80,11 +83,15 @@ def period_of(gaps: Sequence[ClockReading], clock: Clock) -> Period | None:
 
 def usual_gaps(gaps: Sequence[ClockReading], clock: Clock) -> list[ClockReading]:
     """The gaps that this clock knows, without those that come from onsets that were missed or invented."""
-    known = [gap for gap in gaps if getattr(gap, clock)]
+    name = clock.value
+    known = [gap for gap in gaps if getattr(gap, name)]
     if not known:
         return []
-    lengths = [getattr(gap, clock) for gap in known]
+    lengths = [getattr(gap, name) for gap in known]
     middle = median(lengths)
+    low, high = middle / OUTLIER_FACTOR, middle * OUTLIER_FACTOR
+    if low <= min(lengths) and max(lengths) <= high:
+        return known
     usual = OUTLIER_DEVIATIONS * 1.4826 * median([abs(length - middle) for length in lengths])
-    low, high = min(middle / OUTLIER_FACTOR, middle - usual), max(middle * OUTLIER_FACTOR, middle + usual)
+    low, high = min(low, middle - usual), max(high, middle + usual)
     return [gap for gap, length in zip(known, lengths, strict=True) if low <= length <= high]

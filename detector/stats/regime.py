@@ -32,7 +32,7 @@ CLOCK_PRIOR = {
 }
 
 
-class Beginning(msgspec.Struct, kw_only=True):
+class Beginning(msgspec.Struct, kw_only=True, gc=False):
     """One hypothesis: the phase under way, and what the clocks did since its first answer."""
 
     degraded: bool
@@ -173,9 +173,9 @@ class Durations:
             since, more = getattr(elapsed, clock), getattr(advance, clock)
             if since is None or more is None:
                 continue
-            below = law.below(since)
+            below, until = law.below_both(since, since + more)
             lasts += weight * (1 - below)
-            ends += weight * (law.below(since + more) - below)
+            ends += weight * (until - below)
         if lasts > 0:
             return min(1.0, ends / lasts)
         requests = 1.0 if advance.requests is None else advance.requests

@@ -96,9 +96,22 @@ class RunLaw:
         left, low = lengths[at - 1], cumulative[at - 1]
         return low + (cumulative[at] - low) * (length - left) / (lengths[at] - left)
 
+    def below_both(self, length: float, later: float) -> tuple[float, float]:
+        """``below`` of two lengths, the larger one last."""
+        lengths, cumulative = self.points.values, self._values or self.values
+        if length <= 0 or later >= lengths[-1]:
+            return self.below(length), self.below(later)
+        at = bisect_right(lengths, length)
+        left, low = lengths[at - 1], cumulative[at - 1]
+        first = low + (cumulative[at] - low) * (length - left) / (lengths[at] - left)
+        at = bisect_right(lengths, later, at)
+        left, low = lengths[at - 1], cumulative[at - 1]
+        return first, low + (cumulative[at] - low) * (later - left) / (lengths[at] - left)
+
     def between(self, low: float, high: float) -> float:
         """Probability of (low, high], at least 1e-12."""
-        return max(1e-12, self.below(high) - self.below(low))
+        below, until = self.below_both(low, high)
+        return max(1e-12, until - below)
 
 
 class RunWindow:

@@ -20,7 +20,7 @@ MAX_GAP_SHARE = 0.9
 """A single gap longer than this share of the decode time leaves too little to time the rest by."""
 
 
-class Sample(msgspec.Struct, frozen=True, kw_only=True):
+class Sample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What is known of one answer. A number that is unknown, not finite or not positive is None."""
 
     started: float

@@ -7,7 +7,6 @@ slowly moving intercept); noise of variance a + b/length, heavy-tailed; and a fe
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import msgspec
 
@@ -63,7 +62,7 @@ ASSUMED_SECONDS = 10.0
 """Decode time of an answer whose length is unknown, against which a stall is measured."""
 
 
-class Timed(msgspec.Struct, frozen=True):
+class Timed(msgspec.Struct, frozen=True, gc=False):
     """One time, with what explains it."""
 
     log_seconds: float
@@ -76,7 +75,7 @@ class Timed(msgspec.Struct, frozen=True):
     """Steps or tokens that the time is a mean over, None where it is unknown."""
 
 
-class Compared(NamedTuple):
+class Compared(msgspec.Struct, frozen=True, gc=False):
     """One time beside what the law expects of it; nats."""
 
     timed: Timed
