@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from detector.phases_state import PhasesState
@@ -30,7 +32,7 @@ def reference_of(baseline: Baseline) -> Reference:
 def evidence_of(state: PhasesState, alarm_nats: float, sample: Sample | None) -> dict[str, float]:
     """By name with unit; those that are unknown are left out."""
     usual = state.baseline.medians
-    numbers: dict[str, float | None] = {
+    numbers: dict[str, Any] = {
         "evidence_nats": state.detector.nats,
         "answer_evidence_nats": state.evidence_nats,
         "alarm_nats": alarm_nats,
@@ -48,4 +50,6 @@ def evidence_of(state: PhasesState, alarm_nats: float, sample: Sample | None) ->
             "decode_tokens_per_second": sample.decode_tokens_per_second,
             "in_flight": float(sample.in_flight),
         }
-    return {name: number for name, number in numbers.items() if number is not None}
+    if None in numbers.values():
+        return {name: number for name, number in numbers.items() if number is not None}
+    return numbers

@@ -54,6 +54,7 @@ class Phases:
         self._rebase_after_requests = rebase_after_requests
         self._state = state or PhasesState()
         self._model: StreamModel | None = None
+        self._model_of: tuple[float | None, int | None] | None = None
         self._prepare_steps()
 
     @property
@@ -343,7 +344,10 @@ class Phases:
     def _prepare_steps(self) -> None:
         """The step rule's model changes only with the reference and K: look it up once an answer, not once a step."""
         floor = None if self._state.relaunched else self._state.baseline.step_floor
-        self._model = stream_model(floor, self._state.num_speculative_tokens) if floor is not None else None
+        known = (floor, self._state.num_speculative_tokens)
+        if known != self._model_of:
+            self._model_of = known
+            self._model = stream_model(floor, self._state.num_speculative_tokens) if floor is not None else None
 
     def _set(self, phase: Phase, cause: Cause | None, degraded: bool, at: float, sample: Sample | None) -> None:
         before, diagnosis = self._state.verdict, self._state.diagnosis

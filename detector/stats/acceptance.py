@@ -264,7 +264,7 @@ def _recursion(rates: Array) -> tuple[float, Array]:
 
 
 def _log_ratio(above: float, below: float) -> float:
-    return math.log(max(above, 1e-300) / max(below, 1e-300))
+    return math.log((above if above > 1e-300 else 1e-300) / (below if below > 1e-300 else 1e-300))
 
 
 _SMOOTHER = sum(share * np.eye(len(GRID), k=offset - 2) for offset, share in enumerate(_SMOOTHING))
@@ -273,8 +273,9 @@ _SMOOTHER = sum(share * np.eye(len(GRID), k=offset - 2) for offset, share in enu
 class _Scale(NamedTuple):
     """What a kernel needs for each overdispersion and at each grid point, for a K and a length."""
 
-    per_token: Array
-    """Turns tokens times divergence into what the tail takes to its power."""
+    tail: Array
+    """Rows: what an answer's own log likelihood, its accepted and its rejected positions, and 1, add to what the tail
+    takes to its power."""
     height: Array
 
 
@@ -293,7 +294,9 @@ def _scale(depth: int | None, length: int) -> _Scale:
     """length: of the answer, in ``LENGTHS`` of its logarithm."""
     per_token = _steps_per_token(depth)
     overdispersion = _overdispersion(math.exp(length / LENGTHS) * per_token)
-    return _Scale(per_token / (TAIL * overdispersion), np.sqrt(per_token / overdispersion))
+    divergences = _DIVERGENCES[:, None, :] * (per_token / (TAIL * overdispersion))
+    tail = np.concatenate([divergences.reshape(len(_DIVERGENCES), -1), np.ones((1, overdispersion.size))])
+    return _Scale(tail, np.sqrt(per_token / overdispersion))
 
 
 @lru_cache(maxsize=128)
@@ -308,9 +311,8 @@ def _kernel(acceptance: Acceptance) -> Array:
     rejected = 1.0 - (0.0 if positions is None else share**positions)
     accepted = accepted_per_step(share, positions)
     itself = rejected * math.log1p(-share) + (accepted * math.log(share) if share > 0 else 0.0)
-    divergence = np.array((tokens * itself, tokens * accepted, tokens * rejected)).dot(_DIVERGENCES)
-    per_token, height = _scale(acceptance.depth, round(LENGTHS * math.log(tokens)))
-    off = 1 + divergence * per_token
+    tail, height = _scale(acceptance.depth, round(LENGTHS * math.log(tokens)))
+    off = np.array((tokens * itself, tokens * accepted, tokens * rejected, 1.0)).dot(tail).reshape(height.shape)
     square = off * off
     fourth = square * square
     kernel: Array = height / (fourth * fourth * square)  # off^-TAIL

@@ -22,6 +22,8 @@ BATCH = 16
 """Healthy answers whose acceptance is learned at once, which costs little more than one."""
 BATCH_SHARE = 0.04
 """They are at most this share of all that were learned: each of the first ones counts for much."""
+USUAL_RATES = 8
+"""Of answers whose rate judges nothing, every so many'th is learned."""
 COLLAPSED_BATCH, COLLAPSED_BATCH_SHARE = 8, 0.1
 """The same for answers of collapses."""
 EARLY = 40
@@ -146,8 +148,9 @@ class Baseline(msgspec.Struct, kw_only=True):
             ]
             if paced:
                 self.paced.learn(*paced)
-        # Answers that tell both factors are not judged by their rate: where all do, one tells what is usual.
-        for sample in samples[-1:] if all(map(_tells_both_factors, samples)) else samples:
+        judged_by_rate = [sample for sample in samples if not _tells_both_factors(sample)]
+        # Of the others a few tell what is usual.
+        for sample in [*judged_by_rate, *filter(_tells_both_factors, samples[::USUAL_RATES])]:
             token = token_time_of(sample)
             if token is not None:
                 self.token_seconds.learn(token, RATE)

@@ -70,8 +70,9 @@ class Evidence(msgspec.Struct, frozen=True, gc=False):
     @property
     def nats(self) -> float:
         """Log likelihood ratio of degraded against healthy: either factor may have collapsed."""
-        factors = self.factors
-        return math.log(sum([math.exp(factor.nats) for factor in factors]) / len(factors))
+        if self.acceptance is None or self.step is None:
+            return self.loudest.nats
+        return math.log((math.exp(self.acceptance.nats) + math.exp(self.step.nats)) / 2)
 
 
 class EDetector(msgspec.Struct):

@@ -53,7 +53,8 @@ def _plan(law: RunLaw, ends: list[float]) -> list[float]:
         else:  # beyond the table both go on alike, and the bet pays 1
             now = law.below(end)
             then = projected[-1] - cumulative[-1] + now
-        payoffs.append(max(now - below, 1e-12) / max(then - expected, 1e-12))
+        gained, due = now - below, then - expected
+        payoffs.append((gained if gained > 1e-12 else 1e-12) / (due if due > 1e-12 else 1e-12))
         below, expected = now, then
     return payoffs
 
@@ -69,17 +70,20 @@ def _last_payoff(planned: list[float], widths: list[list[float]], cells: list[tu
     accounts = [sum(map(mul, gains, clock)) for clock in widths]
     for payoff, cell in zip(planned[first:-1], cells[first:-1], strict=True):
         gain = 1 - _allowed(payoff, accounts, cell)
-        # The largest payoff that an account allows may overdraw it by a rounding error.
-        accounts = [max(0.0, account + width * gain) for account, width in zip(accounts, cell, strict=True)]
+        accounts = [account + width * gain for account, width in zip(accounts, cell, strict=True)]
+        if min(accounts) < 0:  # the largest payoff that an account allows may overdraw it by a rounding error
+            accounts = [max(0.0, account) for account in accounts]
     return _allowed(planned[-1], accounts, cells[-1])
 
 
 def _allowed(payoff: float, accounts: list[float], cell: tuple[float, ...]) -> float:
     """As much of it as all accounts can pay."""
     if payoff > 1:
+        more = payoff - 1
         for account, width in zip(accounts, cell, strict=True):
-            if (payoff - 1) * width > account:
-                payoff = 1 + account / width
+            if more * width > account:
+                more = account / width
+        payoff = 1 + more
     return payoff
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from functools import lru_cache
 
 import msgspec
 
@@ -12,12 +14,14 @@ MIN_JUDGED_TOKENS = 16
 """An answer that the client broke off before this many tokens is not judged."""
 ROUNDING = 1e-7
 """Nearer to 1 than this, the sum of a chain's powers is known too badly."""
-LAST_NEWTON_STEP = 1e-4
-"""A smaller step leaves about its square."""
+TABLE_INTERVALS = 64
+LAST_NEWTON_STEP = 3e-4
+"""A smaller step leaves a few times its square."""
 MAX_NEWTON_STEPS = 50
-"""Six are enough for any K in use."""
+"""Two are enough for any K in use."""
 MAX_GAP_SHARE = 0.9
 """A single gap longer than this share of the decode time leaves too little to time the rest by."""
+_INFINITY = math.inf
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -100,7 +104,7 @@ def sample_of(observation: Observation) -> Sample | None:
 def chain_acceptance(accepted_per_step: float, chain_length: int | None) -> float:
     """Conditional acceptance p of a chain of drafted positions that yields this many accepted tokens a step.
 
-    p solves accepted = p + p^2 + ... + p^K = p (1 - p^K) / (1 - p), by Newton's method to 1e-6.
+    p solves accepted = p + p^2 + ... + p^K = p (1 - p^K) / (1 - p), by Newton's method to 1e-6, from a table's chord.
     """
     if accepted_per_step <= 0:
         return 0.0
@@ -108,17 +112,25 @@ def chain_acceptance(accepted_per_step: float, chain_length: int | None) -> floa
         return accepted_per_step / (1 + accepted_per_step)
     if accepted_per_step >= chain_length:
         return 1.0
-    # The sum is convex in p, and at least p as well as K p^((K+1)/2): from this end Newton's steps only go down.
-    p: float = min(accepted_per_step, (accepted_per_step / chain_length) ** (2 / (chain_length + 1)))
+    table = _accepted_by_acceptance(chain_length)
+    above = bisect_right(table, accepted_per_step)
+    p = (above - (table[above] - accepted_per_step) / (table[above] - table[above - 1])) / TABLE_INTERVALS
     for _ in range(MAX_NEWTON_STEPS):
         p = min(p, 1 - ROUNDING)
         full = p**chain_length
         off = p * (1 - full) / (1 - p) - accepted_per_step
         step = off * (1 - p) ** 2 / (1 - (chain_length + 1 - chain_length * p) * full)
         p -= step
-        if step < LAST_NEWTON_STEP:
+        if abs(step) < LAST_NEWTON_STEP:
             break
     return min(1.0, p)
+
+
+@lru_cache(maxsize=64)
+def _accepted_by_acceptance(chain_length: int) -> list[float]:
+    """Accepted tokens a step of a chain, at ``TABLE_INTERVALS`` + 1 acceptances from 0 to 1."""
+    shares = [index / TABLE_INTERVALS for index in range(TABLE_INTERVALS)]
+    return [*(share * (1 - share**chain_length) / (1 - share) for share in shares), float(chain_length)]
 
 
 def _conditional_acceptance(
@@ -147,4 +159,4 @@ def _others(steps: float | None, gap: float | None) -> float:
 
 
 def _positive(number: float | None) -> float | None:
-    return float(number) if number is not None and 0 < number < math.inf else None
+    return number + 0.0 if number is not None and 0 < number < _INFINITY else None

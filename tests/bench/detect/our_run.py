@@ -13,7 +13,7 @@ from tests.bench.detect.observations import observations_of
 from tests.bench.detect.results import Cost, Row
 from tests.bench.detect.scenarios import CORE, SCENARIOS
 from tests.bench.detect.scoring import Score
-from tests.bench.detect.series import QUICK, Series, Size, cold_series_of, series_of
+from tests.bench.detect.series import Series, Size, cold_series_of, series_of
 
 COLD = ("deploy", "deploy_steptime", "blog")
 """Also met without a warm-up."""
@@ -48,9 +48,10 @@ def _true_causes(series: Series, watched: ours.Watched) -> list[str]:
     return [str(cause) for number, cause in alarms if number >= series.begin and series.answers[number].degraded]
 
 
-def our_cost() -> Cost:
-    """What specbreaker costs on the traffic of a deployment, with a collapse about every tenth answer and without."""
-    series, healthy = (next(series_of(SCENARIOS[name], QUICK)) for name in ("deploy", "null_deploy"))
+def our_cost(size: Size) -> Cost:
+    """What specbreaker costs on the traffic of a deployment, with a collapse about every tenth answer and without: on
+    the first series of each that is scored."""
+    series, healthy = (next(series_of(SCENARIOS[name], size)) for name in ("deploy", "null_deploy"))
     observations = observations_of(series.scenario, series.answers)
     collapsing, snapshot_bytes = _cost_on(observations)
     return Cost(

@@ -46,6 +46,7 @@ def watch_answers(observations: Sequence[Observation]) -> Watched:
     begin = time.process_time()
     for number, observation in enumerate(observations):
         verdict = watch.update(observation)
+        _ = watch.cycle_judgement  # the proxy asks for it after each answer
         flagged.append(verdict.degraded)
         if verdict.degraded and not was_degraded:
             alarms.append(number)

@@ -91,7 +91,7 @@ def measure(args: argparse.Namespace, names: list[str]) -> Result:
             skipped.append("the peers: --only ours")
     if args.only != "peers":
         # Alone on the machine: the two above would be measured too.
-        costs.insert(0, our_cost())
+        costs.insert(0, our_cost(size))
     if args.captures is None:
         why = f"neither --captures nor {CAPTURES_VARIABLE} was given"
         skipped.append(f"the whole H200 captures: {why}, so the copies in tests/data/watch were read")

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from detector.stats.baseline import BATCH, BATCH_SHARE, COLLAPSED_BATCH, EARLY, WINDOW, Baseline
+from detector.stats.baseline import BATCH, BATCH_SHARE, COLLAPSED_BATCH, EARLY, USUAL_RATES, WINDOW, Baseline
 from detector.stats.sample import Sample, chain_acceptance
 
 
@@ -178,16 +178,16 @@ def test_the_first_answers_do_not_wait():
         assert baseline.waiting == []
 
 
-def test_the_rate_is_learned_from_all_answers_where_it_judges_any():
+def test_the_rate_is_learned_from_all_answers_that_it_judges_and_from_a_few_others():
     baseline = full_batches()
     before = baseline.token_seconds.answers
     for _ in range(BATCH):
         baseline.learn(sample())
-    assert baseline.token_seconds.answers == before + 1
+    assert baseline.token_seconds.answers == before + BATCH // USUAL_RATES
     for number in range(BATCH):
-        unknown = {} if number else {"acceptance_length": None, "conditional_acceptance": None}
+        unknown = {"acceptance_length": None, "conditional_acceptance": None} if number in (3, 5) else {}
         baseline.learn(sample(**unknown))
-    assert baseline.token_seconds.answers == before + 1 + BATCH
+    assert baseline.token_seconds.answers == before + 2 * (BATCH // USUAL_RATES) + 2
     assert baseline.expected_rate(1) == pytest.approx(225.0, rel=1e-2)
 
 
