@@ -52,6 +52,8 @@ class Medians(msgspec.Struct, frozen=True):
     step_seconds: float | None = None
     """Of this load and context, like the rate."""
     decode_tokens_per_second: float | None = None
+    longest_ttft_seconds: float | None = None
+    """Of the same answers; not a median."""
 
 
 class Baseline(msgspec.Struct, kw_only=True):
@@ -114,6 +116,7 @@ class Baseline(msgspec.Struct, kw_only=True):
             context,
             self.expected_step_seconds(load, context),
             self.expected_rate(load, context),
+            max(self.ttft_seconds, default=None),
         )
         if self.chain.answers >= MIN_ANSWERS:
             self.step_floor = min(HIGHEST_FLOOR, self.chain.quantile(LOW_SHARE))

@@ -155,8 +155,8 @@ def is_low(sample: Sample, baseline: Baseline) -> bool:
 
 def is_late(sample: Sample, baseline: Baseline) -> bool:
     """The first token came later than any of the last healthy answers'."""
-    usual = baseline.ttft_seconds
-    return sample.ttft_seconds is not None and bool(usual) and sample.ttft_seconds > max(usual)
+    longest = baseline.medians.longest_ttft_seconds
+    return sample.ttft_seconds is not None and longest is not None and sample.ttft_seconds > longest
 
 
 def _step_compared(sample: Sample, baseline: Baseline) -> Compared | None:

@@ -105,14 +105,13 @@ class Numbers:
 
     def get(self, name: str) -> Interval | None:
         """One of ``NUMBERS``; None where it is not known."""
-        try:
+        if name in self._known:
             return self._known[name]
-        except KeyError:
-            interval = NUMBERS[name](self._findings)
-            if interval is not None and not math.isfinite(interval[1]):
-                interval = None
-            self._known[name] = interval
-            return interval
+        interval = NUMBERS[name](self._findings)
+        if interval is not None and not math.isfinite(interval[1]):
+            interval = None
+        self._known[name] = interval
+        return interval
 
 
 def acceptance_length_interval(findings: Findings) -> Interval | None:

@@ -14,8 +14,8 @@ from detector.stats.runs import Run
 SCORE_FORGETTING = 0.97
 """Weight of a run's score relative to the run after it."""
 LEARNED_ONE_BY_ONE = 12
-LEARNED_TOGETHER = 6
-"""Laws are learned anew after each of the first runs, then after every sixth: one more run changes them little."""
+LEARNED_TOGETHER = 8
+"""Laws are learned anew after each of the first runs, then after every eighth: one more run changes them little."""
 
 
 class RunHistory(msgspec.Struct, kw_only=True):
@@ -87,7 +87,8 @@ class RunLaws:
     def add_ends(self, ends: dict[Clock, list[float]]) -> None:
         """``add``, where the ends of the run's cells are known."""
         self.history.add(ends, self.current)
-        if self.history.count <= LEARNED_ONE_BY_ONE or self.history.count % LEARNED_TOGETHER == 0:
+        more = self.history.count - LEARNED_ONE_BY_ONE
+        if more <= 0 or more % LEARNED_TOGETHER == 0:
             self.learn()
 
     def learn(self) -> None:
