@@ -20,7 +20,7 @@ MIN_LINE_ANSWERS = 10
 """Fewer say nothing yet of how load and context move a rate."""
 BATCH = 16
 """Healthy answers whose acceptance is learned at once, which costs little more than one."""
-BATCH_SHARE = 0.04
+BATCH_SHARE = 0.06
 """They are at most this share of all that were learned: each of the first ones counts for much."""
 USUAL_RATES = 8
 """Of answers whose rate judges nothing, every so many'th is learned."""

@@ -103,10 +103,9 @@ def _run(advances: list[Advance]) -> Run:
 
 
 def _total(advances: Iterable[Advance]) -> ClockReading:
-    total = ZERO
-    for advance in advances:
-        total = total.plus(advance.clocks)
-    return total
+    columns = zip(*[msgspec.structs.astuple(advance.clocks) for advance in advances], strict=True)
+    sums = [None if None in column else sum(column, 0.0) for column in columns]
+    return ClockReading(**dict(zip(ClockReading.__struct_fields__, sums, strict=True))) if sums else ZERO
 
 
 def _joined(one: Cell, other: Cell) -> Cell:

@@ -18,7 +18,7 @@ from tests.bench.detect.series import Series, Size, cold_series_of, series_of
 COLD = ("deploy", "deploy_steptime", "blog")
 """Also met without a warm-up."""
 COLD_SUFFIX = ":cold"
-COST_RUNS = 5
+COST_RUNS = 15
 RATES_SUFFIX = ":rates"
 """The detector is told rates alone, as the peers are."""
 
