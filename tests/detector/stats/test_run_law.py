@@ -6,6 +6,8 @@ from statistics import median
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from detector.stats import run_history, run_law, run_parts
 from detector.stats.clocks import Advance, Clock, ClockReading
@@ -95,6 +97,13 @@ def test_the_first_runs_are_learned_from_one_by_one_and_later_ones_together():
             changes.append(number)
     each, step = run_history.LEARNED_ONE_BY_ONE, run_history.LEARNED_TOGETHER
     assert changes == [*range(1, each + 1), *range(each + step, kept.history.count + 1, step)]
+
+
+@given(st.floats(0, 1e4), st.floats(0, 1e4))
+def test_one_look_at_two_lengths_is_two_looks(one, other):
+    law = learn_law([(4.0, 5.0), (5.0, 6.0), (6.0, 7.0)])
+    length, later = sorted((one, other))
+    assert law.below_both(length, later) == (law.below(length), law.below(later))
 
 
 def test_a_law_is_what_its_formulas_say():
