@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -121,10 +122,10 @@ async def test_a_recorded_cycle_is_reproduced_and_a_healthy_engine_does_not_show
     dflash_engine: EngineServer, tmp_path: Path
 ) -> None:
     same = await replay_cycle.record_and_replay(dflash_engine, "requests", 64, tmp_path)
-    assert same.verdict == "REPRODUCED", same.answer
+    assert same.verdict == "REPRODUCED", json.dumps(same.answer)
     healthy = await replay_cycle.replay_healthy(dflash_engine, "requests", tmp_path)
     # A busy machine has slow seconds of its own, which leave it open.
-    assert healthy.verdict in ("NOT_REPRODUCED", "INCONCLUSIVE"), healthy.answer
+    assert healthy.verdict in ("NOT_REPRODUCED", "INCONCLUSIVE"), json.dumps(healthy.answer)
 
 
 async def test_what_a_fault_does_to_drafts_and_logits(installed_engine: None) -> None:
