@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
 from urllib.parse import urlsplit
+
+from tests.proxy.local_server import close, serving
 
 _FINISHES = b'"finish_reason":"'
 
@@ -17,7 +18,6 @@ class Cutter:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._address = (parts.hostname, parts.port)
-        self._tasks: set[asyncio.Task[Any]] = set()
         self.url = ""
         self.after = 0
         """Events that pass before the cut."""
@@ -31,16 +31,12 @@ class Cutter:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         try:
             await self._serve(reader, writer)
         except (OSError, asyncio.CancelledError):
             pass  # the engine is gone, or the test is over
         finally:
-            await _closed(writer)
-            self._tasks.discard(task)
+            await close(writer)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         engine_reader, engine_writer = await asyncio.open_connection(*self._address)
@@ -51,7 +47,7 @@ class Cutter:
             up.cancel()
             await asyncio.gather(up, return_exceptions=True)
             engine_writer.transport.abort()
-            await _closed(engine_writer)
+            await close(engine_writer)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
@@ -72,27 +68,10 @@ class Cutter:
             writer.write(data)
             await writer.drain()
 
-    async def end(self) -> None:
-        """Close what is open."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-async def _closed(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    with contextlib.suppress(ConnectionError):
-        await writer.wait_closed()
-
 
 @contextlib.asynccontextmanager
 async def cutting(url: str) -> AsyncIterator[Cutter]:
     """A cutter in front of an engine; it has a URL of its own."""
     cutter = Cutter(url)
-    server = await asyncio.start_server(cutter.serve, "127.0.0.1", 0)
-    cutter.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with serving(cutter.serve) as cutter.url:
         yield cutter
-    finally:
-        server.close()
-        await cutter.end()

@@ -12,6 +12,7 @@ import msgspec
 from detector.observation import Observation
 from proxy.config import Config, load
 from proxy.serve import Proxy, running
+from tests.proxy.local_server import close, serving
 
 BODY = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}'
 
@@ -85,12 +86,8 @@ Script = Callable[[Peer], Awaitable[None]]
 async def upstream(script: Script) -> AsyncIterator[str]:
     """A server that runs the script for each connection; errors in a script fail the test at exit."""
     failures: list[BaseException] = []
-    tasks: set[asyncio.Task[Any]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
         try:
             await script(Peer(reader, writer))
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
@@ -98,20 +95,10 @@ async def upstream(script: Script) -> AsyncIterator[str]:
         except Exception as error:  # noqa: BLE001 - raised again at exit
             failures.append(error)
         finally:
-            tasks.discard(task)
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
+            await close(writer)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=1024)
-    host, port = server.sockets[0].getsockname()[:2]
-    try:
-        yield f"http://{host}:{port}"
-    finally:
-        server.close()
-        for task in tuple(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async with serving(serve) as url:
+        yield url
     if failures:
         raise failures[0]
 
@@ -218,9 +205,7 @@ async def opened(url: str) -> AsyncIterator[Client]:
     try:
         yield Client(reader, writer)
     finally:
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
+        await close(writer)
 
 
 @contextlib.asynccontextmanager
