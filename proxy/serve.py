@@ -41,6 +41,7 @@ from proxy.server import ClientConnection
 from proxy.tracing import Tracing
 from proxy.upstream import Away, Backend
 from proxy.upstream_metrics import UpstreamMetrics
+from replay.listening import stop_listening
 
 BACKLOG = 1024
 FIRST_REQUEST_SECONDS = 1.0
@@ -82,7 +83,7 @@ class Proxy:
         self.gateway.holding.close("the proxy is shutting down")
         await asyncio.sleep(self._config.server.drain_delay_seconds)
         if self._server is not None:
-            self._server.close()
+            await stop_listening(self._server)
         self._close_idle(but_fresh=True)
         if any(connection.fresh for connection in self.gateway.connections):
             await asyncio.sleep(FIRST_REQUEST_SECONDS)
@@ -214,7 +215,7 @@ def _tls(config: Config) -> ssl.SSLContext | None:
 
 
 async def _close(server: asyncio.Server, gateway: Gateway) -> None:
-    server.close()
+    await stop_listening(server)
     for connection in tuple(gateway.connections):
         connection.abort()
     for backend in gateway.backends:

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from replay.listening import stop_listening
+
 from .emulator import Emulator
 
 KEEP_ALIVE_SECONDS = 5.0
@@ -88,7 +90,7 @@ async def serving(emulator: Emulator, host: str = "127.0.0.1", port: int = 0) ->
             yield f"http://{host}:{front.port}"
         finally:
             emulator.on_air(None)
-            listener.close()
+            await stop_listening(listener)
             front.drop()
     finally:
         await runner.cleanup()

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from replay.listening import stop_listening
+
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -13,10 +15,8 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 async def serving(handle: Handler) -> AsyncIterator[str]:
     """Run the handler for each connection; yields http://HOST:PORT. At the end handlers are cancelled.
 
-    A handler that was cancelled before its first step closes nothing, so connections are closed here. And asyncio must
-    not be accepting one while its server closes: Python 3.11 would lose that socket.
+    A handler that was cancelled before its first step closes nothing, so connections are closed here.
     """
-    loop = asyncio.get_running_loop()
     tasks: set[asyncio.Future[None]] = set()
     writers: set[asyncio.StreamWriter] = set()
 
@@ -31,11 +31,7 @@ async def serving(handle: Handler) -> AsyncIterator[str]:
     try:
         yield f"http://{host}:{port}"
     finally:
-        for listener in server.sockets:
-            loop.remove_reader(listener.fileno())
-        await asyncio.sleep(0)  # what was accepted gets its transport,
-        await asyncio.sleep(0)  # and its handler
-        server.close()
+        await stop_listening(server)
         left = tuple(writers)
         for task in tasks:
             task.cancel()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 
+import pytest
 from upstreams import (
     BODY,
     STREAM_HEAD,
@@ -24,6 +26,7 @@ from upstreams import (
 from proxy.serve import Proxy
 from proxy.server import MAX_PIPELINED
 from proxy.upstream import WRITE_BUFFER_BYTES
+from tests.proxy.local_server import close
 
 
 @contextlib.asynccontextmanager
@@ -150,3 +153,18 @@ async def test_a_request_is_sent_whole_while_the_answer_streams() -> None:
         await client.send(chunked(b"two"))
         assert await client.chunked() == event("[DONE]")
     assert b"".join(pieces) == chunked(b"one", b"two")
+
+
+@pytest.mark.parametrize("rounds", range(5))
+async def test_a_client_that_comes_while_the_proxy_closes_is_closed_too(rounds: int) -> None:
+    """Whatever the loop had done for it by then; a socket that was lost would fail this test by its warning."""
+    async with proxy_to(answering([])) as proxy:
+        port = int(proxy.url.rsplit(":", 1)[1])
+        coming = asyncio.create_task(asyncio.open_connection("127.0.0.1", port))
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+    with contextlib.suppress(ConnectionError):
+        reader, writer = await coming
+        assert await reader.read() == b""
+        await close(writer)
+    gc.collect()
