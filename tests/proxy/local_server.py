@@ -37,7 +37,8 @@ async def serving(handle: Handler) -> AsyncIterator[str]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for writer in left:
-            await close(writer)
+            writer.transport.abort()
+        await asyncio.sleep(0)  # an aborted transport closes its socket in the next round
 
 
 async def close(writer: asyncio.StreamWriter) -> None:
