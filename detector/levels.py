@@ -147,8 +147,7 @@ def _rate(observation: Observation) -> float | None:
 
 def _seconds(observation: Observation) -> float:
     """Decode time; of answers of unknown length each counts as one second."""
-    known = observation.rate_seconds
-    return 1.0 if known is None else known
+    return observation.rate_seconds or 1.0
 
 
 def _verify_steps(observation: Observation, seconds: float) -> float:
