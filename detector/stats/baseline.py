@@ -22,10 +22,10 @@ BATCH = 16
 """Healthy answers whose acceptance is learned at once, which costs little more than one."""
 BATCH_SHARE = 0.06
 """They are at most this share of all that were learned: each of the first ones counts for much."""
-USUAL_RATES = 8
-"""Of answers whose rate judges nothing, every so many'th is learned."""
 COLLAPSED_BATCH, COLLAPSED_BATCH_SHARE = 8, 0.1
 """The same for answers of collapses."""
+USUAL_RATES = 8
+"""Of answers whose rate judges nothing, every so many'th is learned."""
 EARLY = 40
 """First answers that are kept whole, to tell a start in the middle of a collapse."""
 ASSUMED_TOKENS = 200.0
